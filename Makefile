@@ -1,0 +1,71 @@
+# The whole of it: `make book` builds the book, `make test` runs the tests.
+# Both need Python 3.11 or newer, git and make, and make everything else.
+#
+#   PYTHON=python3.12 make book     another Python for .venv
+#   MINIMIND_CACHE=/big make book   another place for the trained models
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+NOTEBOOKS := $(wildcard book/*.ipynb)
+PORT ?= 8000
+
+# Two processes that each take all cores wait for one another: what runs
+# side by side gets one thread each.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env stages book test lint serve lock clean
+
+help: ## say what there is
+	@echo "make book    build the book into _build/html"
+	@echo "make test    run all tests, and the notebooks"
+	@echo "make stages  train what the pages need, once, into the cache"
+	@echo "make lint    check style and types"
+	@echo "make serve   show the built book on http://localhost:$(PORT)"
+	@echo "make lock    choose new versions for constraints.txt (needs uv)"
+	@echo "make clean   remove .venv and _build (not the cache)"
+
+# The environment is made once, and again when what it is made from changes.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[book,test,data,train]'
+	@touch $@
+
+env: $(VENV)/.stamp
+
+stages: env
+	$(PY) -m minimind_core.stages
+
+book: stages
+	$(PY) tools/vendor.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PY) tools/build_book.py
+
+test: env lint
+	$(PY) -m pytest tests
+ifneq ($(NOTEBOOKS),)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
+	    --nbval-cell-timeout=900 -n $(WORKERS) --dist loadscope \
+	    $(NOTEBOOKS)
+endif
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check minimind_core book/_ext tools tests
+	$(BIN)/mypy
+
+serve: ## needs a built book
+	@test -f _build/html/book/index.html || \
+	    { echo "Nothing is built yet: make book"; exit 1; }
+	$(PY) -m http.server --directory _build/html $(PORT)
+
+lock: env
+	$(PY) -m pip install --quiet uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh
+
+clean:
+	rm -rf $(VENV) _build dist build minimind_core.egg-info
