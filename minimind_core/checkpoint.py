@@ -1,0 +1,522 @@
+"""Saving and loading, so that nothing is ever half there or half right.
+
+    from minimind_core.checkpoint import load_model
+    model, tokenizer = load_model("runs/pretrain")
+
+A *run folder* is a Hugging Face model folder (``config.json``,
+``model.safetensors``, the tokenizer) with the story of the run beside it:
+``minimind.json``, ``log.jsonl`` and ``checkpoints/``. Weights are float32,
+always: saved as half, a small update is rounded away. A folder appears under
+its name when it is complete, and a file that does not fit is an error that
+says what is missing, never a partial load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minimind_core.config import ModelConfig, read_json
+from minimind_core.errors import CheckpointError, ConfigError, OutputError
+from minimind_core.model import MiniMind
+from minimind_core.tokenizer import load_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+RUN_FILE = "minimind.json"
+LOG_FILE = "log.jsonl"
+WEIGHTS = "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"
+NATIVE_WEIGHTS = "minimind.pth"
+CHECKPOINTS = "checkpoints"
+
+
+# --- writing ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write into an error that says what to do.
+
+    Raises
+    ------
+    OutputError
+        For a full disk, a missing permission and the like.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(_why_not_written(path, error)) from error
+    except RuntimeError as error:
+        # torch.save reports a short write as a RuntimeError of its own.
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise OutputError(_why_not_written(path, error)) from error
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    full = full or "No space left" in str(error)
+    advice = "free some space" if full else "check the path and your rights"
+    return f"{path}: cannot be written ({error}); {advice} and try again"
+
+
+@contextlib.contextmanager
+def atomic_folder(out: str | Path) -> Iterator[Path]:
+    """A folder that appears complete, or not at all.
+
+    Parameters
+    ----------
+    out : path
+        Must not exist, unless as an empty folder.
+
+    Yields
+    ------
+    Path
+        A temporary folder beside `out`; it is moved to `out` at the end, or
+        removed if anything fails.
+
+    Raises
+    ------
+    OutputError
+        If `out` exists or cannot be written.
+    """
+    out = Path(out)
+    require_new(out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
+    partial = Path(part)
+    try:
+        with writing(out):
+            yield partial
+            partial.chmod(0o755)
+            _flush(partial)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+            _flush_entry(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_new(out: str | Path) -> None:
+    """Refuse to write over a folder that has something in it.
+
+    Raises
+    ------
+    OutputError
+    """
+    out = Path(out)
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        raise OutputError(
+            f"{out}: already exists; name another folder, or remove it first"
+        )
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file below to the disk before its folder gets a name."""
+    for file in folder.rglob("*"):
+        _flush_entry(file)
+    _flush_entry(folder)
+
+
+def _flush_entry(path: Path) -> None:
+    # A folder cannot be opened for this on Windows; renaming is all it has.
+    with contextlib.suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+# --- weights ---------------------------------------------------------------
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as it is saved: float32, on the CPU, a tie once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A `MiniMind`, or any module.
+
+    Returns
+    -------
+    dict of str to Tensor
+    """
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", 0)
+    return {
+        name: _full(tensor)
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def _full(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).clone()
+
+
+def save_model(
+    model: MiniMind,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+    *,
+    pth: bool = False,
+) -> None:
+    """Write weights, config and tokenizer as a Hugging Face folder.
+
+    Parameters
+    ----------
+    model : MiniMind
+    tokenizer : PreTrainedTokenizerFast
+    folder : path
+        An existing folder. Each file is replaced in one move.
+    pth : bool
+        Also write MiniMind's native ``minimind.pth``, a plain state dict.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    partial = folder / ".saving"
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            state = weights_of(model)
+            save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+            if pth:
+                full = {**state, "lm_head.weight": _full(model.lm_head.weight)}
+                torch.save(full, partial / NATIVE_WEIGHTS)
+            write_json(partial / "config.json", model.config.to_hf())
+            write_json(
+                partial / "generation_config.json",
+                generation_config(model.config),
+            )
+            save_tokenizer(tokenizer, partial)
+            _flush(partial)
+            for file in sorted(partial.iterdir()):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """What ``generate`` needs to stop by itself."""
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of a model folder, as they were saved.
+
+    Reads ``model.safetensors``, its sharded form, ``pytorch_model.bin``
+    and its sharded form, in this order.
+
+    Raises
+    ------
+    CheckpointError
+        If there are none, or a file is damaged.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, OLD_WEIGHTS):
+        if (folder / name).exists():
+            return read_weight_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            files = sorted(set(read_json(index)["weight_map"].values()))
+            state: dict[str, Tensor] = {}
+            for file in files:
+                state.update(read_weight_file(folder / file))
+            return state
+    raise CheckpointError(
+        f"{folder}: no weights here (looked for {WEIGHTS} and {OLD_WEIGHTS})"
+    )
+
+
+def read_weight_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of one ``.safetensors``, ``.bin`` or ``.pth`` file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, damaged or holds anything but tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # weights_only: a pickle may run code when it is read, this may not.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError,
+            ImportError, AttributeError) as error:  # fmt: skip
+        raise _damaged(path, error) from error
+    except Exception as error:
+        # pickle's own error has no public base class worth importing.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise CheckpointError(f"{path}: not a plain state dict of tensors")
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error)
+    return CheckpointError(
+        f"{path}: damaged, cut short or not a weights file ({reason})"
+    )
+
+
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], where: str
+) -> None:
+    """Load a state dict strictly, as float32.
+
+    Parameters
+    ----------
+    model : nn.Module
+    state : mapping of str to Tensor
+    where : str
+        Named in errors.
+
+    Raises
+    ------
+    CheckpointError
+        Naming each tensor that is missing, unknown or of another shape.
+    """
+    wanted = model.state_dict()
+    found = dict(state)
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", 0)
+    if tied:
+        embedding = found.get("model.embed_tokens.weight")
+        head = found.setdefault("lm_head.weight", embedding)
+        if (
+            head is not None
+            and embedding is not None
+            and not torch.equal(head, embedding)
+        ):
+            raise CheckpointError(
+                f"{where}: the config ties lm_head to the embedding, but "
+                "the two differ: set tie_word_embeddings to false"
+            )
+    problems = [f"{n} is missing" for n in wanted if found.get(n) is None]
+    problems += [f"{n} is unknown" for n in found if n not in wanted]
+    problems += [
+        f"{n} has shape {tuple(found[n].shape)}, not {tuple(t.shape)}"
+        for n, t in wanted.items()
+        if found.get(n) is not None and found[n].shape != t.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5])
+        more = f"; and {len(problems) - 5} more" if problems[5:] else ""
+        raise CheckpointError(
+            f"{where}: the weights do not fit the config: {shown}{more}"
+        )
+    full = {n: t.float() if t.is_floating_point() else t
+            for n, t in found.items()}  # fmt: skip
+    model.load_state_dict(full, strict=True)
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The shape of the model in a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no model; an adapter folder is told apart.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{folder}: a LoRA adapter, not a whole model; make one with "
+                f"`minimind merge {folder} --out ...`"
+            )
+        partial = (folder / CHECKPOINTS).exists()
+        raise CheckpointError(
+            f"{folder}: "
+            + (
+                "this run has not finished; continue it with --resume"
+                if partial
+                else "no config.json, so not a model folder"
+            )
+        )
+    path = folder / "config.json"
+    try:
+        return ModelConfig.from_hf(read_json(path), str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def load_model(
+    folder: str | Path, device: str = "cpu"
+) -> tuple[MiniMind, PreTrainedTokenizerFast]:
+    """Read a run folder or a Hugging Face folder of the same shape.
+
+    Parameters
+    ----------
+    folder : path
+    device : str
+
+    Returns
+    -------
+    model : MiniMind
+        In float32 and evaluation mode.
+    tokenizer : PreTrainedTokenizerFast
+
+    Raises
+    ------
+    CheckpointError
+        If anything is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    state = read_weights(folder)
+    model = MiniMind(config)
+    load_weights(model, state, str(folder))
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"only {config.vocab_size}"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+# --- checkpoints -----------------------------------------------------------
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    run: str | Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write all that a run needs to go on as if never stopped.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+    step : int
+        Optimizer steps done.
+    weights : mapping of str to Tensor
+    training : mapping
+        What only torch can write: optimizer, scaler, random state.
+    state : mapping
+        What JSON can write: data position, configs.
+    keep : int
+        How many of the newest checkpoints stay.
+
+    Returns
+    -------
+    Path
+        The checkpoint's folder.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(run) / CHECKPOINTS
+    out = folder / f"step_{step:08d}"
+    if out.exists():
+        shutil.rmtree(out)
+    with atomic_folder(out) as partial:
+        save_file(dict(weights), partial / WEIGHTS)
+        torch.save(dict(training), partial / "training.pt")
+        write_json(partial / "state.json", {"step": step, **state})
+        files = [WEIGHTS, "training.pt", "state.json"]
+        sums = {name: _digest(partial / name) for name in files}
+        write_json(partial / "sha256.json", sums)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return out
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints of a run, oldest first.
+
+    What a killed process was just writing has another name and is not
+    among them.
+    """
+    return sorted((Path(run) / CHECKPOINTS).glob("step_*"))
+
+
+def load_checkpoint(
+    folder: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint back, checked file by file.
+
+    Returns
+    -------
+    weights, training, state : dict
+        As given to `save_checkpoint`.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or not what was written.
+    """
+    folder = Path(folder)
+    advice = f"remove {folder} to continue from the one before, if any"
+    try:
+        sums = read_json(folder / "sha256.json")
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; {advice}") from None
+    for name, digest in sums.items():
+        file = folder / name
+        if not file.exists() or _digest(file) != digest:
+            raise CheckpointError(
+                f"{file}: missing, cut short or changed since it was "
+                f"written; {advice}"
+            )
+    weights = read_weight_file(folder / WEIGHTS)
+    training = torch.load(
+        folder / "training.pt", map_location="cpu", weights_only=True
+    )
+    return weights, training, read_json(folder / "state.json")
