@@ -18,7 +18,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help env stages book test lint serve lock clean
 
-help: ## say what there is
+help:
 	@echo "make book    build the book into _build/html"
 	@echo "make test    run all tests, and the notebooks"
 	@echo "make stages  train what the pages need, once, into the cache"
@@ -41,24 +41,28 @@ env: $(VENV)/.stamp
 stages: env
 	$(PY) -m minimind_core.stages
 
-book: stages
-	$(PY) tools/vendor.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PY) tools/build_book.py
+# What the pages load is fetched first: better to hear at once that there is
+# no network than after the training.
+book: env
+	$(PY) book/_ext/vendor.py
+	$(PY) -m minimind_core.stages
+	$(BIN)/jupyter-book build . -W --keep-going -n
+	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
+	@echo "or run: make serve"
 
+# A test file, or a notebook, runs on one worker from its first line to its
+# last: hence loadscope.
 test: env lint
-	$(PY) -m pytest tests
-ifneq ($(NOTEBOOKS),)
-	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
-	    --nbval-cell-timeout=900 -n $(WORKERS) --dist loadscope \
-	    $(NOTEBOOKS)
-endif
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
+	    tests $(NOTEBOOKS)
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check minimind_core book/_ext tools tests
 	$(BIN)/mypy
 
-serve: ## needs a built book
+serve:
 	@test -f _build/html/book/index.html || \
 	    { echo "Nothing is built yet: make book"; exit 1; }
 	$(PY) -m http.server --directory _build/html $(PORT)

@@ -1,0 +1,200 @@
+"""The few things the book asks of Sphinx beyond its settings.
+
+1. Executed notebooks are cached under a key that includes the package: an
+   edit to `minimind_core` executes them again, an edit to prose does not.
+2. Widgets, mathematics and icons come from files beside the pages; no page
+   asks another host for anything.
+3. As long as nobody has said where the repository lives, the pages carry no
+   links to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging as std_logging
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import vendor
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+UNSET_OWNER = "/OWNER/"
+
+# The widget bundle speaks to MathJax 2 and the page has MathJax 3. This runs
+# at "load", before the bundle's own listener, when MathJax is there.
+MATHJAX_SHIM = """
+window.addEventListener("load", () => {
+  if (!window.MathJax) return;
+  window.MathJax.Hub = {
+    Queue: ([, , element]) => window.MathJax.typesetPromise?.([element]),
+  };
+});
+"""
+
+ICON_SCRIPT = re.compile(
+    r"<script[^>]*scripts/fontawesome\.js[^>]*></script>"
+)
+
+# Libraries whose version changes what a notebook prints or draws.
+EXECUTED_WITH = (
+    "ipywidgets",
+    "matplotlib",
+    "numpy",
+    "peft",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+# --- 1. The execution cache -------------------------------------------------
+
+
+def package_digest() -> str:
+    """A digest of the package's source and of the libraries beneath it."""
+    digest = hashlib.sha256()
+    folder = ROOT / "minimind_core"
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".py", ".json", ".txt"}:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    for name in EXECUTED_WITH:
+        digest.update(f"{name}=={metadata.version(name)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def key_the_cache(app: Sphinx, config: Any) -> None:
+    """Give this state of the package an execution cache of its own."""
+    config.nb_execution_cache_path = str(
+        ROOT / "_build" / ".jupyter_cache" / package_digest()
+    )
+
+
+def notebooks_are_outdated(
+    app: Sphinx, env: Any, added: set, changed: set, removed: set
+) -> list[str]:
+    """Have all notebooks read again when the package has changed."""
+    digest = package_digest()
+    if getattr(env, "minimind_digest", digest) == digest:
+        env.minimind_digest = digest
+        return []
+    env.minimind_digest = digest
+    return [
+        name
+        for name in env.found_docs
+        if str(env.doc2path(name)).endswith(".ipynb")
+    ]
+
+
+# --- 2. Nothing from other hosts --------------------------------------------
+
+
+def copy_vendor(app: Sphinx) -> None:
+    """Put the files that the pages load below the output's `_static`."""
+    try:
+        source = vendor.fetch()
+    except vendor.VendorError as error:
+        raise ExtensionError(str(error)) from None
+    target = Path(app.outdir) / "_static" / "vendor"
+    for name in vendor.FOR_PAGES:
+        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+
+
+def local_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any
+) -> None:
+    """Drop scripts that a page does not need or that call other hosts."""
+
+    def wanted(script: Any) -> bool:
+        said = f"{getattr(script, 'filename', '')}" + (
+            getattr(script, "attributes", {}).get("body") or ""
+        )
+        return "thebe" not in said.lower()
+
+    for key in ("script_files", "css_files"):
+        context[key] = [item for item in context[key] if wanted(item)]
+
+
+def subset_icons(app: Sphinx, exception: Exception | None) -> None:
+    """Replace 1.5 MB of icons by a font of the dozen that the pages show.
+
+    The theme draws its icons twice: its style sheet has Font Awesome as a
+    web font, and a script replaces each by a drawing. The script goes; the
+    font keeps the glyphs that occur in the pages and in the theme's scripts.
+    """
+    if exception or app.builder.name != "html":
+        return
+    import pydata_sphinx_theme
+    from fontTools import subset
+
+    std_logging.getLogger("fontTools").setLevel(std_logging.WARNING)
+    theme = Path(pydata_sphinx_theme.__file__).parent
+    source = theme / "theme" / "pydata_sphinx_theme" / "static"
+    out = Path(app.outdir)
+    static = out / "_static"
+    style = "styles/pydata-sphinx-theme.css"
+    css = (source / style).read_text("utf8")
+
+    names = {"fa-play", "fa-pause", "fa-stop", "fa-retweet"}  # the player
+    for path in [*out.rglob("*.html"), *source.glob("scripts/*theme.js")]:
+        text = path.read_text("utf8")
+        names.update(re.findall(r"\bfa-[a-z][a-z0-9-]*", text))
+        if path.suffix == ".html" and "scripts/fontawesome.js" in text:
+            path.write_text(ICON_SCRIPT.sub("", text), "utf8")
+    codes = set()
+    for name in names:
+        rule = rf"\.{name}:before[^{{}}]*{{content:\"\\([0-9a-f]+)\""
+        codes.update(int(code, 16) for code in re.findall(rule, css))
+
+    fonts = "vendor/fontawesome/webfonts"
+    shutil.rmtree(static / fonts, ignore_errors=True)
+    (static / fonts).mkdir(parents=True)
+    for path in source.glob(f"{fonts}/*.ttf"):
+        font = subset.load_font(str(path), subset.Options())
+        glyphs = subset.Subsetter(subset.Options())
+        glyphs.populate(unicodes=codes)
+        glyphs.subset(font)
+        font.flavor = "woff"
+        font.save(str(static / fonts / f"{path.stem}.woff"))
+        css = re.sub(
+            rf"src:url\([^)]*{path.stem}\.woff2\)[^;}}]*",
+            f'src:url(../{fonts}/{path.stem}.woff) format("woff")',
+            css,
+        )
+    (static / style).write_text(css, "utf8")
+    (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
+
+
+# --- 3. The repository's address --------------------------------------------
+
+
+def no_dead_links(app: Sphinx, config: Any) -> None:
+    """Leave out what would point to a repository nobody has named yet."""
+    options = config.html_theme_options
+    if UNSET_OWNER not in options.get("repository_url", ""):
+        return
+    for name in ("repository", "issues", "edit_page", "source"):
+        options[f"use_{name}_button"] = False
+    options.pop("launch_buttons", None)
+    logger.info(
+        "The repository's address is not set yet (repository: url: in "
+        "_config.yml), so the pages have no links to it."
+    )
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("config-inited", key_the_cache)
+    app.connect("config-inited", no_dead_links)
+    app.connect("builder-inited", copy_vendor)
+    app.connect("env-get-outdated", notebooks_are_outdated)
+    app.connect("html-page-context", local_page, priority=900)
+    app.connect("build-finished", subset_icons, priority=900)
+    app.add_js_file(None, body=MATHJAX_SHIM, priority=10)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

