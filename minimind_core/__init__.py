@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .talk import chat_loop as chat_loop
     from .tokenizer import load_tokenizer as load_tokenizer
     from .tokenizer import train_tokenizer as train_tokenizer
-    from .train import Run as Run
+    from .run import Run as Run
     from .train import Trainer as Trainer
 
 # Public name -> the module it lives in.
@@ -78,7 +78,7 @@ _HOME = {
     "detect_device": "precision",
     "resolve": "precision",
     "Trainer": "train",
-    "Run": "train",
+    "Run": "run",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "generate_tokens": "generate",
@@ -97,9 +97,7 @@ def __getattr__(name: str) -> Any:
     See PEP 562.
     """
     if name not in _HOME:
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}"
-        )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value  # the next look-up does not come here
     return value

@@ -1,0 +1,81 @@
+"""What all tests share: no network, one thread, and strictness in CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+# Before torch is imported. The models here are tiny: one thread is as fast
+# as two, and two workers that take two threads each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nothing that the tests need is on a server.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CI = os.environ.get("CI") == "true"
+
+# What a machine may lack without a test being the worse for it. Anything
+# else that CI skips (a browser, the built pages, torchrun) is a failure.
+HARDWARE = re.compile(r"\b(GPU|CUDA|MPS|bfloat16|processor|root)\b", re.I)
+
+
+def _no_skip_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not (IN_CI and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    if ".ipynb" in report.nodeid or not isinstance(report.longrepr, tuple):
+        return
+    reason = str(report.longrepr[-1])
+    if not HARDWARE.search(reason):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    _no_skip_in_ci(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    outcome = yield
+    _no_skip_in_ci(outcome.get_result())
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The built book; `make book` makes it."""
+    folder = ROOT / "_build" / "html"
+    if not (folder / "book" / "index.html").exists():
+        pytest.skip("the book is not built: make book")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium, from Debian or wherever there is one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("there is no browser (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=path,
+            # a container runs as root and has a small /dev/shm
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+        )
+        yield chromium
+        chromium.close()

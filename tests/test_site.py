@@ -1,0 +1,372 @@
+"""The built pages, as a browser and a reader without a network see them.
+
+`make book` builds them; without them, or without a browser, these tests
+are skipped, but never with CI=true. Screenshots lie in `_build/shots/`
+afterwards, for people to look at.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import re
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+import yaml
+from conftest import ROOT
+
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(
+    str(path.relative_to(SITE))
+    for path in SITE.rglob("*.html")
+    if "_static" not in path.parts and "_sources" not in path.parts
+) or ["book/index.html"]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+CHAPTERS = [f"{entry['file']}.html" for entry in TOC["chapters"]]
+READ = [f"{TOC['root']}.html", *CHAPTERS]
+
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+VIEWS = [
+    (theme, size) for theme in ("light", "dark") for size in (DESKTOP, PHONE)
+]
+
+# The widget player and the mathematics are drawn when this holds.
+SETTLED = """() => document.readyState === "complete" &&
+    [...document.querySelectorAll(
+        'script[type="application/vnd.jupyter.widget-view+json"]')].every(
+        script => script.parentElement.querySelector(".jupyter-widgets")) &&
+    (!document.querySelector(".math") ||
+        document.querySelector("mjx-container")) &&
+    [...document.images].every(image => image.complete)"""
+
+# What a reader sees of a widget's picture: the images, drawings and texts
+# that are shown below it, without the controls themselves.
+PICTURE = """output => {
+    const controls = ".widget-inline-hbox, .widget-play, .widget-dropdown,"
+        + ".widget-toggle-buttons, .widget-select, .widget-radio";
+    return [...output.querySelectorAll(
+            "img, svg, pre, p, td, .widget-html-content")]
+        .filter(part => part.getClientRects().length
+            && !part.closest(controls))
+        .map(part => part.tagName === "IMG" ? part.src : part.outerHTML)
+        .join("\\n");
+}"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(site: Path):
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
+@pytest.fixture
+def visit(browser):
+    """A function that opens an address and returns the settled page."""
+    contexts = []
+
+    def open_page(url: str, *, theme: str = "light", size=DESKTOP, **more):
+        context = browser.new_context(
+            viewport=size, color_scheme=theme, **more
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.asked, page.complaints = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on(
+            "requestfailed",
+            lambda request: page.complaints.append(f"failed: {request.url}"),
+        )
+        page.on(
+            "response",
+            lambda answer: (
+                answer.status >= 400
+                and page.complaints.append(f"{answer.status}: {answer.url}")
+            ),
+        )
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda line: (
+                line.type == "error" and page.complaints.append(line.text)
+            ),
+        )
+        page.goto(url, wait_until="load")
+        if more.get("java_script_enabled", True):
+            page.wait_for_function(SETTLED, timeout=30_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+# --- every page -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_and_asks_no_other_host(name, server, visit):
+    page = visit(f"{server}/{name}")
+    page.wait_for_timeout(300)  # what comes late
+
+    own = (server, "data:", "blob:")
+    assert [url for url in page.asked if not url.startswith(own)] == []
+    assert page.complaints == []
+    assert page.title().strip()
+    pictures = page.evaluate(
+        """() => [...document.images].map(image =>
+            [image.src.slice(0, 80), image.naturalWidth, image.alt])"""
+    )
+    assert [one for one in pictures if one[1] == 0] == [], "broken images"
+    unsaid = [
+        one
+        for one in pictures
+        if not one[2].strip() or re.search(r"_images/|\.(png|svg)$", one[2])
+    ]
+    assert unsaid == [], "images without a text that says what they show"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_needs_no_sideways_scroll(name, server, visit):
+    page = visit(f"{server}/{name}", size=PHONE)
+    wide = page.evaluate(
+        """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+            [...document.querySelectorAll("body *")]
+                .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+                .map(e => e.tagName + "." + e.className).slice(0, 9)"""
+    )
+    assert wide == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", READ)
+def test_axe_finds_nothing_serious(name, theme, server, visit):
+    axe = ROOT / "_build" / "vendor" / "axe-core" / "axe.min.js"
+    assert axe.exists(), "run: python book/_ext/vendor.py"
+    page = visit(f"{server}/{name}", theme=theme)
+    page.add_script_tag(path=axe)
+    found = page.evaluate("async () => (await axe.run()).violations")
+    serious = [
+        f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+    assert serious == []
+
+
+class Anchors(HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.names: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for key, value in attributes:
+            if key in ("href", "src") and value:
+                self.links.add(value)
+            if key == "id" or (tag == "a" and key == "name"):
+                self.names.add(value)
+
+
+@functools.cache
+def anchors(path: Path) -> Anchors:
+    return Anchors(path.read_text("utf8"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_within_the_book_lead_somewhere(name, site):
+    dead = []
+    for link in anchors(site / name).links:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            assert "OWNER" not in link, f"a link to nobody: {link}"
+            continue
+        target, fragment = urldefrag(link)
+        path = site / name
+        if target:
+            path = (path.parent / unquote(urlsplit(target).path)).resolve()
+        if not path.exists():
+            dead.append(link)
+        elif fragment and path.suffix == ".html":
+            if unquote(fragment) not in anchors(path).names:
+                dead.append(link)
+    assert dead == []
+
+
+# Bytes over the wire, by gzip, of all that a page loads.
+WEIGHTS = [(name, 400_000 if name == READ[0] else 1_500_000) for name in READ]
+
+
+@pytest.mark.parametrize(("name", "limit"), WEIGHTS)
+def test_a_page_is_light(name, limit, server, site, visit):
+    page = visit(f"{server}/{name}")
+    sizes = {}
+    for url in set(page.asked):
+        if url.startswith(server):
+            path = site / unquote(urlsplit(url).path).lstrip("/")
+            data = path.read_bytes()
+            packed = path.suffix in {".png", ".woff", ".woff2", ".jpg"}
+            sizes[path.name] = len(data if packed else gzip.compress(data, 6))
+    heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:6]
+    assert sum(sizes.values()) < limit, heaviest
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_page_loads_only_what_it_uses(name, server, visit):
+    page = visit(f"{server}/{name}")
+    asked = " ".join(page.asked)
+    has_math = page.locator(".math").count() > 0
+    has_widgets = page.locator(".jupyter-widgets").count() > 0
+    assert ("tex-chtml.js" in asked) == has_math
+    assert ("embed.js" in asked) == has_widgets
+    assert "fontawesome.js" not in asked
+
+
+# --- what moves -------------------------------------------------------------
+
+
+def widget_outputs(page):
+    """The outputs that hold controls, one locator each."""
+    return page.locator(".cell_output, .output").filter(
+        has=page.locator(".widget-inline-hbox, .widget-play, .jupyter-button")
+    )
+
+
+def move(output, page) -> list[tuple[str, bool]]:
+    """Use each control once; what it was, and whether a picture changed."""
+    done = []
+
+    def use(kind: str, action) -> None:
+        before = output.evaluate(PICTURE)
+        action()
+        for _ in range(30):
+            page.wait_for_timeout(100)
+            if output.evaluate(PICTURE) != before:
+                break
+        done.append((kind, output.evaluate(PICTURE) != before))
+
+    for handle in output.locator(".noUi-handle").all():
+
+        def slide(handle=handle):
+            handle.focus()
+            now = float(handle.get_attribute("aria-valuenow") or 0)
+            most = float(handle.get_attribute("aria-valuemax") or 0)
+            handle.press("ArrowLeft" if now >= most else "ArrowRight")
+
+        use("slider", slide)
+    for choice in output.locator(".widget-dropdown select").all():
+
+        def choose(choice=choice):
+            count = choice.locator("option").count()
+            now = choice.evaluate("select => select.selectedIndex")
+            choice.select_option(index=(now + 1) % count)
+
+        use("dropdown", choose)
+    for group in output.locator(".widget-toggle-buttons").all():
+
+        def toggle(group=group):
+            group.locator("button:not(.mod-active)").first.click()
+
+        use("buttons", toggle)
+    for player in output.locator(".widget-play").all():
+
+        def play(player=player):
+            player.locator("button").first.click()
+
+        use("player", play)
+        player.locator("button").first.click()  # and stop it again
+    return done
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_control_changes_its_picture(name, site, visit):
+    """From the disk, as someone reads the book who was sent a folder."""
+    page = visit((site / name).as_uri())
+    used = [
+        one
+        for output in widget_outputs(page).all()
+        for one in move(output, page)
+    ]
+    assert used, "a chapter has something to move"
+    assert [kind for kind, changed in used if not changed] == []
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_finger_moves_the_first_slider(name, server, visit):
+    page = visit(f"{server}/{name}", size=PHONE, has_touch=True)
+    sliders = page.locator(".noUi-target")
+    if not sliders.count():
+        return
+    slider = sliders.first
+    slider.scroll_into_view_if_needed()
+    output = page.locator(".cell_output, .output").filter(has=slider).last
+    before = output.evaluate(PICTURE)
+    box = slider.bounding_box()
+    page.touchscreen.tap(
+        box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2
+    )
+    page.wait_for_timeout(500)
+    assert output.evaluate(PICTURE) != before
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_controls_are_named_for_screen_readers(name, server, visit):
+    page = visit(f"{server}/{name}")
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll(
+                ".jupyter-widgets input, .jupyter-widgets select,"
+                + ".jupyter-widgets button, .noUi-handle")]
+            .filter(e => e.getClientRects().length)
+            .filter(e => !(e.getAttribute("aria-label") || e.title
+                || e.textContent.trim() || e.labels?.[0]?.textContent.trim()
+                || e.closest(".widget-inline-hbox")
+                    ?.querySelector(".widget-label")?.textContent.trim()))
+            .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("name", READ)
+def test_without_scripts_there_is_still_a_page(name, site, visit):
+    page = visit((site / name).as_uri(), java_script_enabled=False)
+    assert page.locator("h1").first.is_visible()
+    assert len(page.locator("main").inner_text()) > 500
+
+
+def test_search_finds_a_word(server, visit):
+    page = visit(f"{server}/search.html?q=tokenizer")
+    page.wait_for_selector("ul.search li a", timeout=10_000)
+    assert page.complaints == []
+
+
+# --- for people to look at --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READ)
+def test_screenshots(name, server, visit):
+    shots = ROOT / "_build" / "shots"
+    shots.mkdir(parents=True, exist_ok=True)
+    for theme, size in VIEWS:
+        page = visit(f"{server}/{name}", theme=theme, size=size)
+        stem = name.removesuffix(".html").replace("/", "-")
+        path = shots / f"{stem}-{theme}-{size['width']}.png"
+        page.screenshot(path=path, full_page=True)
+        assert path.stat().st_size > 10_000
