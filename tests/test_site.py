@@ -48,8 +48,8 @@ SETTLED = """() => document.readyState === "complete" &&
 # What a reader sees of a widget's picture: the images, drawings and texts
 # that are shown below it, without the controls themselves.
 PICTURE = """output => {
-    const controls = ".widget-inline-hbox, .widget-play, .widget-dropdown,"
-        + ".widget-toggle-buttons, .widget-select, .widget-radio";
+    const controls = ".widget-inline-hbox:not(.widget-html), .widget-play,"
+        + ".widget-dropdown, .widget-toggle-buttons, .first-frame";
     return [...output.querySelectorAll(
             "img, svg, pre, p, td, .widget-html-content")]
         .filter(part => part.getClientRects().length
@@ -347,8 +347,10 @@ def test_controls_are_named_for_screen_readers(name, server, visit):
 @pytest.mark.parametrize("name", READ)
 def test_without_scripts_there_is_still_a_page(name, site, visit):
     page = visit((site / name).as_uri(), java_script_enabled=False)
-    assert page.locator("h1").first.is_visible()
-    assert len(page.locator("main").inner_text()) > 500
+    assert page.locator("article h1").first.is_visible()
+    assert len(page.locator("article").inner_text()) > 300
+    frames = page.locator(".first-frame")
+    assert [one for one in frames.all() if not one.is_visible()] == []
 
 
 def test_search_finds_a_word(server, visit):

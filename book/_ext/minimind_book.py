@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging as std_logging
 import re
 import shutil
@@ -27,19 +28,14 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 UNSET_OWNER = "/OWNER/"
 
-# The widget bundle speaks to MathJax 2 and the page has MathJax 3. This runs
-# at "load", before the bundle's own listener, when MathJax is there.
-MATHJAX_SHIM = """
-window.addEventListener("load", () => {
-  if (!window.MathJax) return;
-  window.MathJax.Hub = {
-    Queue: ([, , element]) => window.MathJax.typesetPromise?.([element]),
-  };
-});
-"""
-
 ICON_SCRIPT = re.compile(
     r"<script[^>]*scripts/fontawesome\.js[^>]*></script>"
+)
+
+WIDGET_VIEW = re.compile(
+    r'<script type="application/vnd\.jupyter\.widget-view\+json">'
+    r"(?P<view>.*?)</script>",
+    re.DOTALL,
 )
 
 # Libraries whose version changes what a notebook prints or draws.
@@ -110,16 +106,51 @@ def copy_vendor(app: Sphinx) -> None:
 def local_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any
 ) -> None:
-    """Drop scripts that a page does not need or that call other hosts."""
+    """Keep the scripts that a page uses, and none that call other hosts."""
+    body = context.get("body", "")
+    has_math = 'class="math' in body or "text_latex" in body
 
     def wanted(script: Any) -> bool:
-        said = f"{getattr(script, 'filename', '')}" + (
-            getattr(script, "attributes", {}).get("body") or ""
-        )
-        return "thebe" not in said.lower()
+        said = f"{getattr(script, 'filename', script)}"
+        said += getattr(script, "attributes", {}).get("body") or ""
+        if "thebe" in said.lower():
+            return False
+        return has_math or not re.search(r"tex-chtml\.js|MathJax = ", said)
 
     for key in ("script_files", "css_files"):
         context[key] = [item for item in context[key] if wanted(item)]
+    states = [
+        json.loads(script.attributes["body"])["state"]
+        for script in context["script_files"]
+        if "widget-state+json"
+        in getattr(script, "attributes", {}).get("type", "")
+    ]
+    if states:
+        context["body"] = with_first_frames(body, states[0])
+
+
+def first_frame(state: dict[str, Any], model: str) -> str:
+    """The HTML that a widget shows before anything has been moved."""
+    widget = state.get(model.removeprefix("IPY_MODEL_"), {}).get("state", {})
+    kind = widget.get("_model_name")
+    if kind in ("HTMLModel", "HTMLMathModel"):
+        return widget.get("value", "")
+    children = widget.get("children", [])
+    if kind == "StackModel":
+        shown = widget.get("selected_index")
+        children = [] if shown is None else [children[shown]]
+    return "".join(first_frame(state, child) for child in children)
+
+
+def with_first_frames(body: str, state: dict[str, Any]) -> str:
+    """Show each widget's first frame until, or unless, its script runs."""
+
+    def add(match: re.Match[str]) -> str:
+        model = json.loads(match["view"])["model_id"]
+        frame = first_frame(state, model)
+        return f'{match[0]}<div class="first-frame">{frame}</div>'
+
+    return WIDGET_VIEW.sub(add, body)
 
 
 def subset_icons(app: Sphinx, exception: Exception | None) -> None:
@@ -148,7 +179,14 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
         names.update(re.findall(r"\bfa-[a-z][a-z0-9-]*", text))
         if path.suffix == ".html" and "scripts/fontawesome.js" in text:
             path.write_text(ICON_SCRIPT.sub("", text), "utf8")
-    codes = set()
+    # Icons come from classes in the pages, and from rules of the theme.
+    rules = re.sub(r"\.fa-[^{}]*\{[^}]*\}", "", css)
+    for path in out.glob("_static/**/*.css"):
+        if path.name != Path(style).name:
+            rules += path.read_text("utf8")
+    codes = {
+        int(code, 16) for code in re.findall(r'"\\(f[0-9a-f]{3})"', rules)
+    }
     for name in names:
         rule = rf"\.{name}:before[^{{}}]*{{content:\"\\([0-9a-f]+)\""
         codes.update(int(code, 16) for code in re.findall(rule, css))
@@ -196,5 +234,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", notebooks_are_outdated)
     app.connect("html-page-context", local_page, priority=900)
     app.connect("build-finished", subset_icons, priority=900)
-    app.add_js_file(None, body=MATHJAX_SHIM, priority=10)
+    app.add_js_file("book.js", priority=10)  # before the widget bundle
     return {"parallel_read_safe": True, "parallel_write_safe": True}

