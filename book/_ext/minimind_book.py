@@ -98,9 +98,13 @@ def copy_vendor(app: Sphinx) -> None:
         source = vendor.fetch()
     except vendor.VendorError as error:
         raise ExtensionError(str(error)) from None
-    target = Path(app.outdir) / "_static" / "vendor"
+    target = Path(app.outdir) / "_static"
     for name in vendor.FOR_PAGES:
-        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        shutil.copytree(
+            source / name, target / "vendor" / name, dirs_exist_ok=True
+        )
+    # Sphinx copies these too, but not when no page has changed.
+    shutil.copytree(ROOT / "book" / "_static", target, dirs_exist_ok=True)
 
 
 def local_page(
