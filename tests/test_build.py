@@ -181,11 +181,28 @@ def test_a_notebook_that_fails_fails_the_build_and_says_where(small_book):
     assert "ZeroDivisionError" in log and "return x / 0" in log
 
 
-def test_pages_without_an_owner_have_no_links_to_one(small_book):
+def test_links_to_the_repository_wait_for_its_address(small_book):
     source = small_book / "book" / "one.ipynb"
     source.write_text(notebook("# One", COUNT))
+    config = small_book / "_config.yml"
+    page = small_book / "_build" / "html" / "book" / "one.html"
+
     done = build(small_book)
+    assert done.returncode == 0
     assert "address is not set" in done.stdout + done.stderr
-    assert "OWNER" not in (
-        small_book / "_build" / "html" / "book" / "one.html"
-    ).read_text("utf8")
+    assert "OWNER" not in page.read_text("utf8")
+    assert "colab" not in page.read_text("utf8")
+
+    config.write_text(config.read_text().replace("/OWNER/", "/someone/"))
+    done = build(small_book)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "address is not set" not in done.stdout + done.stderr
+    where = "someone/minimind-core"
+    html = page.read_text("utf8")
+    for link in (
+        f"https://colab.research.google.com/github/{where}/blob/main/book/one",
+        f"https://mybinder.org/v2/gh/{where}/main",
+        f"https://github.com/{where}/edit/main/book/one.ipynb",
+        f"https://github.com/{where}/issues",
+    ):
+        assert link in html, link

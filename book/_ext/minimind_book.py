@@ -191,6 +191,7 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     codes = {
         int(code, 16) for code in re.findall(r'"\\(f[0-9a-f]{3})"', rules)
     }
+    codes |= {ord(sign) for sign in re.findall("[\ue000-\uf8ff]", rules)}
     for name in names:
         rule = rf"\.{name}:before[^{{}}]*{{content:\"\\([0-9a-f]+)\""
         codes.update(int(code, 16) for code in re.findall(rule, css))
