@@ -218,6 +218,13 @@ def test_the_names_a_type_checker_sees_are_the_names_there_are():
 # --- one truth, said in several files -----------------------------------
 
 
+def installed_version() -> str:
+    try:
+        return importlib.metadata.version("minimind-core")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed here: make env")
+
+
 def test_one_version_everywhere():
     version = minimind_core.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
@@ -225,11 +232,7 @@ def test_one_version_everywhere():
     changes = (ROOT / "CHANGELOG.md").read_text("utf8")
     assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == version
     assert "version" in PROJECT["dynamic"]
-    try:
-        installed = importlib.metadata.version("minimind-core")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package is not installed here: make env")
-    assert installed == version, "make env"
+    assert installed_version() == version, "make env"
 
 
 def locked() -> dict[str, list[Requirement]]:
@@ -271,6 +274,7 @@ def test_requirements_are_floors_that_colab_meets():
 
 
 def test_the_installed_versions_are_the_locked_ones():
+    installed_version()
     here = default_environment()
     for name, pins in locked().items():
         if name.startswith(("nvidia", "cuda", "triton")):
@@ -385,3 +389,33 @@ def test_nothing_is_set_up_again_when_nothing_changed():
     said = run(["make", "env"], cwd=ROOT)
     assert "pip" not in said
     assert time.perf_counter() - start < 5
+
+
+# --- continuous integration -------------------------------------------------
+
+
+@pytest.mark.parametrize(("ci", "failed"), [("true", 2), ("false", 0)])
+def test_ci_skips_for_want_of_hardware_only(tmp_path, ci, failed):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_a(): pytest.skip('there is no browser')\n"
+        "@pytest.mark.skipif(True, reason='torchrun is not there')\n"
+        "def test_b(): pass\n"
+        "def test_c(): pytest.skip('needs a GPU')\n"
+        "@pytest.mark.xfail(reason='known')\n"
+        "def test_d(): assert False\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        env={**os.environ, "CI": ci},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # a skip from a mark is met before the test, and counts as an error
+    said = done.stdout.count("CI does not allow: Skipped: t")
+    assert said // 2 == failed, done.stdout
+    assert f"{3 - failed} skipped" in done.stdout
+    assert (done.returncode != 0) == bool(failed)
