@@ -13,22 +13,24 @@ says what is missing, never a partial load.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from minimind_core.config import ModelConfig, read_json
-from minimind_core.errors import CheckpointError, ConfigError, OutputError
+from minimind_core.config import ModelConfig
+from minimind_core.errors import CheckpointError, ConfigError
+from minimind_core.files import (
+    atomic_folder,
+    flush,
+    read_json,
+    write_json,
+    writing,
+)
 from minimind_core.model import MiniMind
 from minimind_core.tokenizer import load_tokenizer, save_tokenizer
 
@@ -41,119 +43,6 @@ WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
-
-
-# --- writing ---------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into an error that says what to do.
-
-    Raises
-    ------
-    OutputError
-        For a full disk, a missing permission and the like.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise OutputError(_why_not_written(path, error)) from error
-    except RuntimeError as error:
-        # torch.save reports a short write as a RuntimeError of its own.
-        if "PytorchStreamWriter" not in str(error):
-            raise
-        raise OutputError(_why_not_written(path, error)) from error
-
-
-def _why_not_written(path: Path, error: Exception) -> str:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    full = full or "No space left" in str(error)
-    advice = "free some space" if full else "check the path and your rights"
-    return f"{path}: cannot be written ({error}); {advice} and try again"
-
-
-@contextlib.contextmanager
-def atomic_folder(out: str | Path) -> Iterator[Path]:
-    """A folder that appears complete, or not at all.
-
-    Parameters
-    ----------
-    out : path
-        Must not exist, unless as an empty folder.
-
-    Yields
-    ------
-    Path
-        A temporary folder beside `out`; it is moved to `out` at the end, or
-        removed if anything fails.
-
-    Raises
-    ------
-    OutputError
-        If `out` exists or cannot be written.
-    """
-    out = Path(out)
-    require_new(out)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-    partial = Path(part)
-    try:
-        with writing(out):
-            yield partial
-            partial.chmod(0o755)
-            _flush(partial)
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-            _flush_entry(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def require_new(out: str | Path) -> None:
-    """Refuse to write over a folder that has something in it.
-
-    Raises
-    ------
-    OutputError
-    """
-    out = Path(out)
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise OutputError(
-            f"{out}: already exists; name another folder, or remove it first"
-        )
-
-
-def _flush(folder: Path) -> None:
-    """Bring every file below to the disk before its folder gets a name."""
-    for file in folder.rglob("*"):
-        _flush_entry(file)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
-    # A folder cannot be opened for this on Windows; renaming is all it has.
-    with contextlib.suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
 
 
 # --- weights ---------------------------------------------------------------
@@ -221,7 +110,7 @@ def save_model(
                 generation_config(model.config),
             )
             save_tokenizer(tokenizer, partial)
-            _flush(partial)
+            flush(partial)
             for file in sorted(partial.iterdir()):
                 file.replace(folder / file.name)
         finally:

@@ -11,9 +11,7 @@ is an error: a misspelt setting must never be silently ignored.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from minimind_core.errors import ConfigError
@@ -511,26 +509,3 @@ def get_preset(name: str) -> Preset:
             f"unknown preset {name!r}; there is {', '.join(PRESETS)}"
         )
     return PRESETS[name]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object from a file.
-
-    Raises
-    ------
-    ConfigError
-        Naming the file and the line that is wrong.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg})"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object")
-    return values

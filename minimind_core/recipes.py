@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minimind_core.checkpoint import load_model, require_new, save_model
+from minimind_core.checkpoint import load_model, save_model
 from minimind_core.config import ModelConfig, TrainConfig, get_preset
 from minimind_core.data import (
     Data,
@@ -40,6 +40,7 @@ from minimind_core.evaluation import (
     sample_documents,
 )
 from minimind_core.export import export_hf
+from minimind_core.files import require_new
 from minimind_core.lora import merge_lora, train_lora
 from minimind_core.model import MiniMind
 from minimind_core.precision import resolve

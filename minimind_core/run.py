@@ -24,12 +24,9 @@ from minimind_core.checkpoint import (
     LOG_FILE,
     RUN_FILE,
     checkpoints,
-    require_new,
-    write_json,
-    writing,
 )
-from minimind_core.config import read_json
 from minimind_core.errors import OutputError
+from minimind_core.files import read_json, require_new, write_json, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

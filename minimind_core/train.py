@@ -33,7 +33,6 @@ from minimind_core.checkpoint import (
     checkpoints,
     load_checkpoint,
     save_checkpoint,
-    writing,
 )
 from minimind_core.config import TrainConfig
 from minimind_core.data import (
@@ -44,6 +43,7 @@ from minimind_core.data import (
     next_rows,
 )
 from minimind_core.errors import CheckpointError, ConfigError, MiniMindError
+from minimind_core.files import writing
 from minimind_core.optim import (
     build_optimizer,
     gradient_norm,

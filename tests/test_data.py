@@ -1,0 +1,291 @@
+"""Sources, rows and batches: nothing lost, every position resumable."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from minimind_core.data import (
+    HELD_OUT_SEED,
+    DataSpec,
+    Encoded,
+    Mixture,
+    Row,
+    Rows,
+    Slice,
+    collate,
+    conversation_encoder,
+    count_labels,
+    document_encoder,
+    next_rows,
+    open_source,
+    pack,
+    parse_data,
+    tokenizer_texts,
+)
+from minimind_core.errors import DataError
+from minimind_core.microworld import write_story
+from minimind_core.model import IGNORE_INDEX
+from minimind_core.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(
+        itertools.islice(tokenizer_texts("microworld", count=300), 500), 600
+    )
+
+
+class Numbers:
+    """Documents whose tokens say where they come from."""
+
+    def __init__(self, size=None):
+        self.size = size
+
+    def records(self, indices):
+        return [[i + 10] * (2 + i % 5) for i in indices]
+
+
+def as_is(documents):
+    return [Encoded(ids, ids) for ids in documents]
+
+
+# --- specifications and files ---
+
+
+def test_specs_round_trip(tmp_path):
+    file = tmp_path / "a b.txt"
+    file.write_text("text")
+    for given in ("microworld", "microworld:zh", str(file), f"{file}#tenth"):
+        spec = parse_data(given)
+        assert parse_data(spec.names()) == spec
+    assert parse_data("microworld") == DataSpec("en")
+    assert parse_data([file, file]).paths == (file, file)
+
+
+@pytest.mark.parametrize("wrong", ["microworld:fr", "nowhere.txt", []])
+def test_unknown_data_is_refused(wrong):
+    with pytest.raises(DataError):
+        parse_data(wrong)
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "a"', "line 3: not valid JSON"),
+        (b'{"txt": "a"}', r"line 3: expected a record with 'text'.*txt"),
+        (b'{"conversations": []}', "line 3: .*minimind sft"),
+        (b'{"text": ""}', "line 3: 'text' must be a non-empty"),
+        (b'{"text": 5}', "line 3: 'text' must be a non-empty"),
+        (b'{"text": "\xff"}', "line 3: not UTF-8 text .*0xff"),
+        (b'["a"]', "line 3: expected a record"),
+    ],
+)
+def test_a_bad_record_is_named_by_file_and_line(tmp_path, line, message):
+    path = write(tmp_path / "d.jsonl", b'{"text": "a"}', b"", line)
+    with pytest.raises(DataError, match=rf"d\.jsonl, {message}"):
+        open_source(path, "text")
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.txt"])
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="empty"):
+        open_source(path, "text")
+
+
+def test_text_that_is_not_utf8_is_named_by_line(tmp_path):
+    path = write(tmp_path / "t.txt", b"fine", b"caf\xe9")
+    with pytest.raises(DataError, match=r"t\.txt, line 2: not UTF-8"):
+        open_source(path, "text")
+
+
+def test_plain_text_is_cut_and_nothing_is_lost(tmp_path):
+    paragraphs = [f"{i} " + "wörd " * (i % 90 + 1) for i in range(200)]
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    train = open_source(path, "text")
+    held = open_source(path, "text", held_out=True)
+    assert train.size + held.size > 20
+    whole = train.source
+    texts = whole.records(range(whole.size))
+    assert max(map(len, texts)) < 1600
+    joined = "".join("".join(texts).split())
+    assert joined == "".join("".join(paragraphs).split())
+    assert not set(train.indices) & set(held.indices)
+
+
+def test_separator_lines_cut_documents(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("one\nmore\n<|endoftext|>\ntwo\n<|endoftext|>\n\n")
+    source = open_source(path, "text").source
+    assert source.records(range(source.size)) == ["one\nmore", "two"]
+
+
+def test_slices_share_everything_out():
+    parts = [Slice(Numbers(45), held_out=h, every=10) for h in (True, False)]
+    assert parts[0].indices == [9, 19, 29, 39]
+    assert sorted(parts[0].indices + parts[1].indices) == list(range(45))
+    few = [Slice(Numbers(3), held_out=h) for h in (True, False)]
+    assert [p.indices for p in few] == [[2], [0, 1]]
+    one = [Slice(Numbers(1), held_out=h) for h in (True, False)]
+    assert [p.indices for p in one] == [[0], [0]]
+
+
+def test_held_out_stories_are_another_stream():
+    train = open_source("microworld", "text", seed=3)
+    held = open_source("microworld", "text", seed=3, held_out=True)
+    assert train.records([7]) == [write_story(3, 7).text]
+    assert held.records([7]) == [write_story(3 + HELD_OUT_SEED, 7).text]
+
+
+# --- rows ---
+
+
+def test_one_document_a_row_and_long_ones_go_on():
+    rows = Rows(Numbers(), as_is, seq_len=4)
+    found = next_rows(rows, 12)
+    # Documents of 2, 3, 4, 5 and 6 tokens; of the fourth one token is left
+    # alone in its second row, where it could predict nothing.
+    lengths = [len(row.input_ids) for row in found]
+    assert lengths == [2, 3, 4, 4, 4, 2, 2, 3, 4, 4, 4, 2]
+    assert all(row.labels[0] == IGNORE_INDEX for row in found)
+
+
+def test_packing_keeps_every_token_once():
+    pieces = [Encoded([i + 1] * n, [i + 1] * n)
+              for i, n in enumerate([5, 7, 3, 9, 2, 6, 1, 8])]  # fmt: skip
+    rows = pack(pieces, 10)
+    tokens = sorted(t for row in rows for t in row.input_ids)
+    assert tokens == sorted(t for piece in pieces for t in piece.input_ids)
+    assert all(len(row.input_ids) <= 10 for row in rows)
+    assert len(rows) == 5
+    for row in rows:
+        starts = [
+            i
+            for i, (a, b) in enumerate(
+                zip([None, *row.document_ids], row.document_ids, strict=False)
+            )
+            if a != b
+        ]
+        assert all(row.labels[i] == IGNORE_INDEX for i in starts)
+        assert count_labels([row]) == len(row.labels) - len(starts)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [None, 37])
+def test_a_position_resumes_exactly(packed, size):
+    def make():
+        return Rows(Numbers(size), as_is, seq_len=8, packed=packed, seed=5)
+
+    stream = make()
+    next_rows(stream, 83)
+    state = json.loads(json.dumps(stream.state_dict()))
+    expected = next_rows(stream, 150)
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert next_rows(resumed, 150) == expected
+
+
+def test_a_finite_source_is_shuffled_anew_each_round():
+    stream = Rows(Numbers(64), as_is, seq_len=8, seed=5)
+    rounds = [
+        [row.input_ids[0] for row in next_rows(stream, 64)] for _ in range(2)
+    ]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == list(range(10, 74))
+    assert rounds[0] != rounds[1]
+
+
+def test_a_mixture_keeps_its_share_and_its_position():
+    def make():
+        first = Rows(Numbers(), as_is, seq_len=8)
+        second = Rows(Numbers(5), lambda d: as_is([[7] * 4] * len(d)),
+                      seq_len=8)  # fmt: skip
+        return Mixture(first, second, 0.25, seed=1)
+
+    stream = make()
+    rows = next_rows(stream, 400)
+    share = sum(row.input_ids[0] == 7 for row in rows) / 400
+    assert share == pytest.approx(0.25, abs=0.065)  # three standard errors
+    state = json.loads(json.dumps(stream.state_dict()))
+    expected = next_rows(stream, 50)
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert next_rows(resumed, 50) == expected
+
+
+def test_records_with_nothing_to_learn_are_counted_then_refused():
+    def some(documents):
+        return [None if d[0] % 2 else Encoded(d, d) for d in documents]
+
+    stream = Rows(Numbers(), some, seq_len=8)
+    next_rows(stream, 32)
+    assert stream.skipped == 32
+    nothing = Rows(Numbers(30), lambda d: [None] * len(d), seq_len=8)
+    with pytest.raises(DataError, match="raise --seq-len"):
+        nothing.next_row()
+
+
+# --- batches ---
+
+
+def test_collate_pads_right_and_restarts_positions():
+    rows = [
+        Row([5, 6, 7], [-100, 6, 7], [0, 0, 0]),
+        Row([1, 2, 3, 4, 5], [-100, 2, -100, 4, 5], [0, 0, 1, 1, 1]),
+    ]
+    batch = collate(rows, pad_token_id=0)
+    assert batch["input_ids"].tolist() == [
+        [5, 6, 7, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 0, 0, 0],
+    ]  # fmt: skip
+    assert batch["labels"][0, 3:].tolist() == [IGNORE_INDEX] * 5
+    assert batch["document_ids"][1].tolist() == [0, 0, 1, 1, 1, -1, -1, -1]
+    assert batch["position_ids"][1, :5].tolist() == [0, 1, 0, 1, 2]
+    assert "document_ids" not in collate(rows[:1], 0)
+    assert count_labels(rows) == 5
+    assert all(t.dtype == torch.int64 for t in batch.values())
+
+
+def test_documents_and_conversations_encode(tokenizer):
+    (row,) = document_encoder(tokenizer)(["One day."])
+    assert row.input_ids[0] == 1
+    assert row.input_ids[-1] == 2
+    talk = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Mia."},
+    ]
+    (row,) = conversation_encoder(tokenizer, 64)([talk])
+    supervised = [t for t in row.labels if t != IGNORE_INDEX]
+    assert tokenizer.decode(supervised) == "Mia.<|im_end|>"
+    assert conversation_encoder(tokenizer, 4)([talk]) == [None]
+
+
+def test_conversation_records_are_checked(tmp_path):
+    good = {"conversations": [{"role": "user", "content": "a"},
+                              {"role": "assistant", "content": "b"}]}  # fmt: skip
+    bad = {"conversations": [{"role": "user", "text": "a"}]}
+    path = tmp_path / "c.jsonl"
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(DataError, match=r"c\.jsonl, line 2"):
+        open_source(path, "conversations")
+    text = tmp_path / "c.txt"
+    text.write_text("hello")
+    with pytest.raises(DataError, match=r"\.jsonl"):
+        open_source(text, "conversations")
+
+
+def test_tokenizer_texts_hold_documents_and_conversations(tmp_path):
+    texts = list(tokenizer_texts("microworld", count=40))
+    assert texts[0] == write_story(0, 0).text
+    assert any(t.startswith("assistant\n") for t in texts)
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert list(tokenizer_texts(path)) == ["one"]  # the other is held out
