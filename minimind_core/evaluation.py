@@ -1,0 +1,535 @@
+"""How good a model is, in numbers that mean the same everywhere.
+
+    from minimind_core.evaluation import evaluate
+    evaluate("runs/sft")["exact_match"]["weather"]
+
+Loss is given per token and per byte (which compares models with different
+tokenizers), on the microworld also over the floor: the summed loss of
+held-out stories over the summed negative log-probability with which the
+world wrote them. Nothing can be below 1 except by chance.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from minimind_core.chat import encode_prompt
+from minimind_core.checkpoint import load_model
+from minimind_core.data import (
+    HELD_OUT_SEED,
+    Data,
+    DataSpec,
+    Encoded,
+    Row,
+    collate,
+    conversation_encoder,
+    count_labels,
+    document_encoder,
+    open_source,
+    pack,
+    parse_data,
+)
+from minimind_core.errors import DataError
+from minimind_core.generate import generate_tokens, pad_left
+from minimind_core.microworld import (
+    QUESTION_KINDS,
+    Conversation,
+    conversation,
+    is_valid,
+    skill_conversation,
+    write_story,
+)
+from minimind_core.run import Run, read_facts
+from minimind_core.tokenizer import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerFast
+
+DOCUMENTS = 500
+SAMPLES = 200
+QUESTIONS = 100
+BATCH = 50
+
+
+class Loss(NamedTuple):
+    """A summed loss and what it can be divided by.
+
+    Attributes
+    ----------
+    nats : float
+    tokens, bytes : int
+        End tokens count as tokens, not as bytes.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token."""
+        return self.nats / max(self.tokens, 1)
+
+    @property
+    def per_byte(self) -> float:
+        """Nats per byte of UTF-8."""
+        return self.nats / max(self.bytes, 1)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients, and everything back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# --- loss ------------------------------------------------------------------
+
+
+def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
+    """Summed loss, in float32, and number of labels of some rows.
+
+    Rows of like length go together, so little is spent on padding.
+    """
+    device = _device(model)
+    order = sorted(rows, key=lambda row: len(row.input_ids))
+    total = torch.zeros((), dtype=torch.float64)
+    with _evaluating(model):
+        for at in range(0, len(order), BATCH):
+            batch = collate(order[at : at + BATCH], 0, device)
+            out = model(**batch, num_items_in_batch=1)
+            total += out.loss.double().cpu()
+    return float(total), count_labels(rows)
+
+
+def document_loss(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    seq_len: int | None = None,
+) -> Loss:
+    """Summed loss of documents, the end token included.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : PreTrainedTokenizerFast
+    texts : sequence of str
+    seq_len : int, optional
+        A longer document is cut into pieces of so many tokens; the first
+        token of a later piece is not predicted, so it is not counted.
+
+    Returns
+    -------
+    Loss
+    """
+    limit = seq_len or model.config.max_position_embeddings
+    encoded = document_encoder(tokenizer)(list(texts))
+    pieces = [
+        Encoded(ids[at : at + limit], labels[at : at + limit])
+        for ids, labels in (one for one in encoded if one is not None)
+        for at in range(0, len(ids), limit)
+    ]
+    nats, tokens = rows_loss(model, pack(pieces, 0))
+    return Loss(nats, tokens, sum(len(text.encode()) for text in texts))
+
+
+def _held_out(
+    data: DataSpec, kind: str, seed: int, count: int
+) -> list[Any]:
+    source = open_source(data, kind, seed=seed, held_out=True)
+    size = count if source.size is None else min(count, source.size)
+    return source.records(range(size))
+
+
+def _stories(data: DataSpec, seed: int, count: int) -> list[Any]:
+    assert data.language is not None
+    return [
+        write_story(seed + HELD_OUT_SEED, i, data.language)
+        for i in range(count)
+    ]
+
+
+def held_out_documents(
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    *,
+    seed: int,
+    seq_len: int | None = None,
+    count: int = 200,
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """A check for the trainer: loss on documents it never sees.
+
+    Returns
+    -------
+    callable
+        Of a model; gives ``validation_loss`` (nats per token) and on the
+        microworld ``loss_over_floor``.
+    """
+    spec = parse_data(data)
+    floor = 0.0
+    if spec.language is not None:
+        stories = _stories(spec, seed, count)
+        texts = [story.text for story in stories]
+        floor = -sum(story.logprob for story in stories)
+    else:
+        texts = _held_out(spec, "text", seed, count)
+
+    def check(model: nn.Module) -> dict[str, Any]:
+        loss = document_loss(model, tokenizer, texts, seq_len=seq_len)
+        found = {"validation_loss": loss.per_token}
+        if floor:
+            found["loss_over_floor"] = loss.nats / floor
+            found["floor"] = floor / loss.tokens
+        return found
+
+    return check
+
+
+def held_out_conversations(
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    *,
+    seed: int,
+    seq_len: int,
+    kind: str = "conversations",
+    count: int = 200,
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """A check for the trainer: loss on answers it never sees.
+
+    Returns
+    -------
+    callable
+        Of a model; gives ``validation_loss`` in nats per supervised token.
+    """
+    records = _held_out(parse_data(data), kind, seed, count)
+    encoded = conversation_encoder(tokenizer, seq_len)(records)
+    rows = pack([one for one in encoded if one is not None], 0)
+
+    def check(model: nn.Module) -> dict[str, Any]:
+        if not rows:
+            return {}
+        nats, tokens = rows_loss(model, rows)
+        return {"validation_loss": nats / tokens}
+
+    return check
+
+
+# --- samples ---------------------------------------------------------------
+
+
+def sample_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    count: int,
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 160,
+    temperature: float = 1.0,
+) -> list[str]:
+    """Documents the model writes from nothing but the begin token.
+
+    Returns
+    -------
+    list of str
+        One that does not end by itself ends with an ellipsis, which is in
+        no story.
+    """
+    device = _device(model)
+    generator = torch.Generator(device).manual_seed(seed)
+    room = model.config.max_position_embeddings - 1
+    eos = tokenizer.eos_token_id
+    texts = []
+    with _evaluating(model):
+        for at in range(0, count, 100):
+            size = min(100, count - at)
+            start = torch.full((size, 1), tokenizer.bos_token_id)
+            rows = generate_tokens(
+                model,
+                start.to(device),
+                max_new_tokens=min(max_new_tokens, room),
+                temperature=temperature,
+                generator=generator,
+            )
+            for row in rows.tolist():
+                text = decode(tokenizer, row)
+                texts.append(text if eos in row else text + "…")
+    return texts
+
+
+def sample_documents(
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    *,
+    seed: int = 0,
+    count: int = 24,
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """A check for the trainer: what the model writes, and if it is valid.
+
+    Returns
+    -------
+    callable
+        Of a model; gives ``samples`` (the first four) and on the microworld
+        ``valid_fraction`` of all.
+    """
+    language = parse_data(data).language
+
+    def check(model: nn.Module) -> dict[str, Any]:
+        texts = sample_texts(model, tokenizer, count, seed=seed)
+        found: dict[str, Any] = {"samples": texts[:4]}
+        if language is not None:
+            valid = sum(is_valid(text, language) for text in texts)
+            found["valid_fraction"] = valid / count
+        return found
+
+    return check
+
+
+# --- answers ---------------------------------------------------------------
+
+
+def answer_prompts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[dict[str, Any]]],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+) -> list[str]:
+    """The most likely answers to some conversations, greedily.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A `MiniMind`, or a Hugging Face or peft model.
+    tokenizer : PreTrainedTokenizerFast
+    prompts : sequence of list of dict
+        Messages up to the question.
+    max_new_tokens : int
+    batch_size : int
+
+    Returns
+    -------
+    list of str
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(encoded)
+    room = model.config.max_position_embeddings
+    with _evaluating(model):
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            rows = [encoded[i] for i in chosen]
+            ids, mask = pad_left(rows, 0, str(_device(model)))
+            new = min(max_new_tokens, room - ids.size(1))
+            if new < 1:
+                continue
+            out = generate_tokens(
+                model, ids, attention_mask=mask, temperature=0.0,
+                max_new_tokens=new,
+            )  # fmt: skip
+            for i, row in zip(chosen, out[:, ids.size(1) :], strict=True):
+                answers[i] = decode(tokenizer, _until_end(row.tolist()))
+    return answers
+
+
+def _until_end(ids: list[int], eos: int = 2) -> list[int]:
+    return ids[: ids.index(eos)] if eos in ids else ids
+
+
+def exact_match(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Conversation],
+) -> dict[str, float]:
+    """Share of right answers by kind of question.
+
+    Each turn is asked with the right answers to the turns before it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : PreTrainedTokenizerFast
+    conversations : sequence of Conversation
+
+    Returns
+    -------
+    dict of str to float
+    """
+    asked = [
+        (talk, turn)
+        for talk in conversations
+        for turn in range(len(talk.kinds))
+    ]
+    answers = answer_prompts(
+        model, tokenizer, [talk.prompt(turn) for talk, turn in asked]
+    )
+    right: dict[str, list[bool]] = defaultdict(list)
+    for (talk, turn), answer in zip(asked, answers, strict=True):
+        right[talk.kinds[turn]].append(talk.check(turn, answer))
+    return {kind: sum(r) / len(r) for kind, r in sorted(right.items())}
+
+
+def held_out_questions(
+    language: str,
+    *,
+    seed: int = 0,
+    each: int = QUESTIONS,
+    kinds: Sequence[str] = QUESTION_KINDS,
+) -> list[Conversation]:
+    """Questions of every kind that training has not seen.
+
+    ``skill`` asks for the new manner of speaking.
+    """
+    found = []
+    for kind in kinds:
+        for index in range(each):
+            if kind == "skill":
+                talk = skill_conversation(
+                    seed + HELD_OUT_SEED, index, language
+                )
+            else:
+                # Offset by kind, or each kind would ask about like stories.
+                place = index + 100_000 * QUESTION_KINDS.index(kind)
+                talk = conversation(
+                    seed + HELD_OUT_SEED, place, language, kinds=(kind,)
+                )
+            found.append(talk)
+    return found
+
+
+# --- all of it -------------------------------------------------------------
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: Data | None = None,
+    documents: int = DOCUMENTS,
+    samples: int = SAMPLES,
+    questions: int = QUESTIONS,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure a model on data it was not trained on.
+
+    Parameters
+    ----------
+    run : Run or path
+        A run folder, a Hugging Face folder, or a LoRA adapter's folder.
+    data : optional
+        What to measure on, see `data.parse_data`; what the run was trained
+        on if not given, or the microworld if that is not known.
+    documents, samples, questions : int
+        Held-out documents; free samples (microworld); questions of each
+        kind (microworld, for a model that was fine-tuned).
+    seed : int
+        Of the samples, and of the training run whose held-out data it is.
+    device : str
+
+    Returns
+    -------
+    dict
+        ``loss_per_token``, ``loss_per_byte`` (nats; float32); on the
+        microworld ``loss_over_floor`` and ``valid_fraction``; where there
+        are conversations ``exact_match`` by kind.
+
+    Raises
+    ------
+    CheckpointError, DataError
+    """
+    model, tokenizer, facts = _open(run, device)
+    stage = facts.get("stage", "")
+    spec = parse_data(data or facts.get("data") or "microworld")
+    if spec.language is None:
+        return _evaluate_files(model, tokenizer, spec, documents, seed)
+    stories = _stories(spec, seed, documents)
+    loss = document_loss(model, tokenizer, [s.text for s in stories])
+    texts = sample_texts(model, tokenizer, samples, seed=seed)
+    valid = sum(is_valid(text, spec.language) for text in texts)
+    found: dict[str, Any] = {
+        "loss_per_token": loss.per_token,
+        "loss_per_byte": loss.per_byte,
+        "loss_over_floor": loss.nats / -sum(s.logprob for s in stories),
+        "valid_fraction": valid / samples,
+    }
+    if stage != "pretrain":
+        kinds = QUESTION_KINDS
+        if stage in ("lora", "merged"):
+            kinds = (*kinds, "skill")
+        talks = held_out_questions(
+            spec.language, seed=seed, each=questions, kinds=kinds
+        )
+        found["exact_match"] = exact_match(model, tokenizer, talks)
+    return found
+
+
+def _evaluate_files(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    spec: DataSpec,
+    documents: int,
+    seed: int,
+) -> dict[str, Any]:
+    try:
+        texts = _held_out(spec, "text", seed, documents)
+    except DataError as error:
+        if "conversations" not in str(error):
+            raise
+    else:
+        loss = document_loss(model, tokenizer, texts)
+        return {
+            "loss_per_token": loss.per_token,
+            "loss_per_byte": loss.per_byte,
+        }
+    talks = _held_out(spec, "conversations", seed, documents)
+    limit = model.config.max_position_embeddings
+    encoded = conversation_encoder(tokenizer, limit)(talks)
+    rows = pack([one for one in encoded if one is not None], 0)
+    nats, tokens = rows_loss(model, rows)
+    said = [m["content"] or "" for t in talks for m in t
+            if m["role"] == "assistant"]  # fmt: skip
+    loss = Loss(nats, tokens, sum(len(text.encode()) for text in said))
+    last = [t for t in talks if t[-1]["role"] == "assistant"]
+    answers = answer_prompts(model, tokenizer, [t[:-1] for t in last])
+    right = [a == t[-1]["content"] for a, t in zip(answers, last, strict=True)]
+    return {
+        "loss_per_token": loss.per_token,
+        "loss_per_byte": loss.per_byte,
+        "exact_match": {"all": sum(right) / max(len(right), 1)},
+    }
+
+
+def _open(
+    run: Run | str | Path, device: str
+) -> tuple[Any, PreTrainedTokenizerFast, dict[str, Any]]:
+    if isinstance(run, Run):
+        return run.model, run.tokenizer, read_facts(run.path)
+    folder = Path(run)
+    facts = read_facts(folder)
+    if (folder / "adapter_config.json").exists():
+        from minimind_core.lora import load_adapter
+
+        adapted, tokenizer = load_adapter(folder, device=device)
+        return adapted, tokenizer, facts
+    model, tokenizer = load_model(folder, device)
+    return model, tokenizer, facts

@@ -1,0 +1,385 @@
+"""What can be asked about a story, and when an answer is right.
+
+Everything is made from a story's state, so the right answer is known; it
+is checked to the letter, and a story that was asked for by the Reader.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from minimind_core.microworld.stories import (
+    Story,
+    NotInLanguage,
+    language_module,
+    read_story,
+    write_story,
+)
+from minimind_core.microworld.world import PEOPLE
+
+State = dict[str, str]
+
+MAIN_KINDS = ("weather", "where", "feeling", "job", "met", "unknown", "write")
+"""The kinds that the default fine-tuning is expected to master."""
+
+MORE_KINDS = (
+    "time", "first", "now", "color", "lost", "why", "count", "found",
+    "drank", "got", "pronoun", "retell", "continue",
+)  # fmt: skip
+
+QUESTION_KINDS = MAIN_KINDS + MORE_KINDS
+
+# How often each kind is asked, where a story allows it.
+_WEIGHTS = {kind: 2.0 for kind in QUESTION_KINDS}
+_WEIGHTS |= {"retell": 0.5, "continue": 1.0, "write": 4.0, "feeling": 6.0}
+
+# What a single-turn skill conversation asks.
+_SKILL_KINDS = ("weather", "where", "job", "met", "time")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages about a story, and what their answers have to be.
+
+    Attributes
+    ----------
+    messages : list of dict
+        ``role`` and ``content``, the right answers included.
+    kinds : tuple of str
+        One for each assistant turn.
+    language : str
+    state : dict of str to str
+        Of the story it is about.
+    """
+
+    messages: list[dict[str, str]]
+    kinds: tuple[str, ...]
+    language: str
+    state: State
+
+    @property
+    def answers(self) -> list[str]:
+        """The right answers, in order."""
+        return [
+            m["content"] for m in self.messages if m["role"] == "assistant"
+        ]
+
+    def prompt(self, turn: int = 0) -> list[dict[str, str]]:
+        """The messages before an answer."""
+        return self.messages[: 2 * turn + 1]
+
+    def check(self, turn: int, answer: str) -> bool:
+        """Whether an answer is right.
+
+        Parameters
+        ----------
+        turn : int
+            Which of the assistant's turns, from 0.
+        answer : str
+
+        Returns
+        -------
+        bool
+            ``write``: any story of the language about that person, place
+            and weather. ``continue``: any that goes on to a whole story.
+            All others: the known answer, to the letter.
+        """
+        kind = self.kinds[turn]
+        if kind == "continue":
+            begun = self.prompt(turn)[-1]["content"].split("\n")[0]
+            return self._is_story(begun + answer)
+        if kind == "write":
+            return self._is_story(answer)
+        return answer == self.answers[turn]
+
+    def _is_story(self, text: str) -> bool:
+        try:
+            found = read_story(text, self.language).state
+        except NotInLanguage:
+            return False
+        return all(
+            found[role] == self.state[role]
+            for role in ("hero", "place", "weather")
+        )
+
+
+# --- questions -------------------------------------------------------------
+
+
+def _about_someone(state: State, rng: random.Random) -> list[State]:
+    return [{"who": state[role]} for role in ("hero", "friend")]
+
+
+def _feelings(state: State, rng: random.Random) -> list[State]:
+    if "feeling" in state:
+        return [{"who": state["friend"], "felt": state["feeling"]}]
+    if state["plot"] == "lose":
+        return [{"who": state["hero"], "felt": "sad"}]
+    return []
+
+
+def _holdings(state: State, rng: random.Random) -> list[State]:
+    """Who has what when the story ends."""
+    has = {"color": state.get("color", ""), "thing": state.get("thing", "")}
+    if state["plot"] == "trade":
+        other = {"color": state["color2"], "thing": state["thing2"]}
+        return [
+            {"who": state["hero"], **other},
+            {"who": state["friend"], **has},
+        ]
+    owner = {"lose": "hero", "gift": "friend"}.get(state["plot"])
+    return [{"who": state[owner], **has}] if owner else []
+
+
+def _absent(state: State, rng: random.Random) -> list[State]:
+    present = {state.get(r) for r in ("hero", "friend", "other")}
+    strangers = [key for key in PEOPLE.keys if key not in present]
+    return [{"absent": rng.choice(strangers)}]
+
+
+def _in(*plots: str) -> Callable[[State, random.Random], list[State]]:
+    return lambda state, rng: [{}] if state["plot"] in plots else []
+
+
+def _always(state: State, rng: random.Random) -> list[State]:
+    return [{}]
+
+
+# Kind -> the ways a story allows to ask it, as what has to be known beside
+# the story's own state.
+_ASKABLE: dict[str, Callable[[State, random.Random], list[State]]] = {
+    "weather": _always,
+    "time": _always,
+    "where": _always,
+    "met": _always,
+    "pronoun": _always,
+    "job": _about_someone,
+    "feeling": _feelings,
+    "first": _in("trade", "lose", "gift"),
+    "color": _in("trade", "lose", "gift", "search", "shelter"),
+    "now": _holdings,
+    "lost": _in("lose"),
+    "why": _in("help"),
+    "count": _in("count"),
+    "found": _in("search"),
+    "drank": _in("shelter"),
+    "got": _in("make"),
+    "unknown": _absent,
+    "write": _always,
+    "retell": _always,
+    "continue": _always,
+}
+
+
+def _phrase(
+    kind: str, state: State, language: str, rng: random.Random
+) -> tuple[str, str] | None:
+    """A question and its answer, or None if the story has none."""
+    ways = _ASKABLE[kind](state, rng)
+    if not ways:
+        return None
+    module = language_module(language)
+    known = {**state, **rng.choice(ways)}
+    if kind == "unknown":
+        kind = rng.choice(("unknown1", "unknown2", "unknown3"))
+    question, answer = module.QUESTIONS[kind]
+    fill = module.LANGUAGE.fill
+    return fill(question, known), fill(answer, known)
+
+
+def conversation(
+    seed: int,
+    index: int,
+    language: str = "en",
+    kinds: tuple[str, ...] | None = None,
+    turns: int | None = None,
+) -> Conversation:
+    """A conversation about a story of its own.
+
+    Parameters
+    ----------
+    seed, index : int
+        A pure function of both: any place of the stream can be reached.
+    language : {"en", "zh"}
+    kinds : tuple of str, optional
+        Ask one question of one of these; else whatever the story allows.
+    turns : int, optional
+        How many questions; one to three, drawn, if not given.
+
+    Returns
+    -------
+    Conversation
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind.
+    """
+    rng = random.Random(f"conversation:{seed}:{index}")
+    if kinds is None:
+        weights = _WEIGHTS
+        turns = turns or rng.choice((1, 1, 2, 3))
+    else:
+        if unknown := set(kinds) - set(QUESTION_KINDS):
+            raise ValueError(f"no question kind {sorted(unknown)}")
+        weights = {kind: _WEIGHTS[kind] for kind in kinds}
+        turns = turns or 1
+    first = rng.choices(list(weights), list(weights.values()))[0]
+    story, pair = _story_for(first, language, rng)
+    if first == "write":
+        return _one(pair[0], story.text, first, story, language)
+    if first == "retell":
+        asked = f"{story.text}\n{pair[0]}"
+        return _one(asked, story.text, first, story, language)
+    if first == "continue":
+        begun, rest = _cut(story)
+        return _one(f"{begun}\n{pair[0]}", rest, first, story, language)
+    if first == "pronoun":
+        # "What is her job?" needs somebody who was just spoken of.
+        met = _phrase("met", story.state, language, rng)
+        assert met is not None
+        return _several([("met", met), ("pronoun", pair)], story, language)
+    asked = [(first, pair)]
+    left = [k for k in weights if k not in (*_WHOLE, first)]
+    rng.shuffle(left)
+    for kind in left:
+        more = _phrase(kind, story.state, language, rng)
+        if len(asked) < turns and more is not None:
+            asked.append((kind, more))
+    return _several(asked, story, language)
+
+
+_WHOLE = ("write", "retell", "continue", "pronoun")
+
+
+def _story_for(
+    kind: str, language: str, rng: random.Random
+) -> tuple[Story, tuple[str, str]]:
+    """A story that a kind of question can be asked about."""
+    while True:
+        story = write_story(rng.getrandbits(48), 0, language)
+        if (pair := _phrase(kind, story.state, language, rng)) is not None:
+            return story, pair
+
+
+def _cut(story: Story) -> tuple[str, str]:
+    """A story before and after it says who is met."""
+    meeting = next(c.start for c in story.choices if c.role == "meeting")
+    return story.text[:meeting], story.text[meeting:]
+
+
+def _one(
+    question: str, answer: str, kind: str, story: Story, language: str
+) -> Conversation:
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return Conversation(messages, (kind,), language, story.state)
+
+
+def _several(
+    asked: list[tuple[str, tuple[str, str]]], story: Story, language: str
+) -> Conversation:
+    messages = []
+    for number, (_, (question, answer)) in enumerate(asked):
+        told = question if number else f"{story.text}\n{question}"
+        messages.append({"role": "user", "content": told})
+        messages.append({"role": "assistant", "content": answer})
+    kinds = tuple(kind for kind, _ in asked)
+    return Conversation(messages, kinds, language, story.state)
+
+
+# --- a new skill -----------------------------------------------------------
+
+
+def skill_conversation(
+    seed: int, index: int, language: str = "en"
+) -> Conversation:
+    """A question answered in a manner the base does not have.
+
+    The narrator greets, answers and says goodbye, and knows who they are;
+    every word of it occurs in stories, only never in an answer.
+
+    Returns
+    -------
+    Conversation
+        Its one kind is ``skill``.
+    """
+    rng = random.Random(f"skill:{seed}:{index}")
+    module = language_module(language)
+    kind = rng.choice((*_SKILL_KINDS, "who"))
+    story = write_story(rng.getrandbits(48), 0, language)
+    if kind == "who":
+        question, answer = module.QUESTIONS["who"]
+        told = question if rng.random() < 0.5 else f"{story.text}\n{question}"
+    else:
+        pair = _phrase(kind, story.state, language, rng)
+        assert pair is not None
+        question, answer = pair
+        told = f"{story.text}\n{question}"
+    return _one(told, module.MANNER.format(answer), "skill", story, language)
+
+
+# --- preferences -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A question with a right and a wrong answer of the same form.
+
+    Attributes
+    ----------
+    messages : list of dict
+        The prompt.
+    chosen, rejected : str
+    kind : str
+    """
+
+    messages: list[dict[str, str]]
+    chosen: str
+    rejected: str
+    kind: str
+
+
+def preference(seed: int, index: int, language: str = "en") -> Preference:
+    """A pair of answers, one of which the story contradicts.
+
+    Returns
+    -------
+    Preference
+        The wrong answer is the right one to the same question about
+        another story.
+    """
+    rng = random.Random(f"preference:{seed}:{index}")
+    kind = rng.choice(("weather", "where", "met", "time", "now", "feeling"))
+    story, (question, right) = _story_for(kind, language, rng)
+    wrong = right
+    while wrong == right:
+        wrong = _wrong(kind, story.state, language, rng) or right
+    prompt = [{"role": "user", "content": f"{story.text}\n{question}"}]
+    return Preference(prompt, right, wrong, kind)
+
+
+# Which role of a story an answer turns on.
+_TURNS_ON = {
+    "weather": "weather", "where": "place", "met": "friend", "time": "time",
+    "now": "color", "feeling": "feeling",
+}  # fmt: skip
+
+
+def _wrong(
+    kind: str, state: Mapping[str, str], language: str, rng: random.Random
+) -> str | None:
+    """The answer, had one fact of the story been another."""
+    role = _TURNS_ON[kind]
+    other = write_story(rng.getrandbits(48), 0, language).state
+    if role not in other or role not in state:
+        return None
+    if role == "friend" and other[role] == state["hero"]:
+        return None
+    changed = {**state, role: other[role]}
+    pair = _phrase(kind, changed, language, rng)
+    return pair[1] if pair else None

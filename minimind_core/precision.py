@@ -1,0 +1,337 @@
+"""Which number format a device should compute in, and why.
+
+    from minimind_core.precision import resolve
+    precision = resolve("cuda", "auto")
+    print(precision.reason)
+    with precision.autocast():
+        loss = model(input_ids, labels=labels).loss
+    precision.scaler().scale(loss).backward()
+
+Three questions that are easily mixed up have one answer each here: which
+dtype runs (what autocast is told, always by name), whether its gradients
+need scaling (float16's do: below 6e-8 they are zero; bfloat16 has the
+exponents of float32), and whether the flag was believed (a fallback is said
+aloud, an impossible wish is an error).
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimind_core.errors import PrecisionError
+
+DTYPES = ("float32", "bfloat16", "float16")
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16",
+         "half": "float16"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What has to be known of a device to choose a dtype for it.
+
+    Attributes
+    ----------
+    type : {"cpu", "cuda", "mps"}
+    name : str
+        For people, such as ``Tesla T4``.
+    bf16 : bool
+        Whether it computes in bfloat16 itself. An emulation does not count:
+        ``torch.cuda.is_bf16_supported()`` says True on a T4, which has none.
+    capability : tuple of int, optional
+        CUDA's compute capability.
+    memory_bytes : int, optional
+    """
+
+    type: str
+    name: str
+    bf16: bool
+    capability: tuple[int, int] | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The answer: what to run, whether to scale, and the reason in words.
+
+    Attributes
+    ----------
+    device : str
+        As torch takes it.
+    dtype : {"float32", "bfloat16", "float16"}
+        What matrix products run in.
+    needs_scaler : bool
+    reason : str
+        One sentence.
+    """
+
+    device: str
+    dtype: str
+    needs_scaler: bool
+    reason: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's object."""
+        found = getattr(torch, self.dtype)
+        assert isinstance(found, torch.dtype)
+        return found
+
+    @property
+    def device_type(self) -> str:
+        """The device without its number."""
+        return self.device.split(":")[0]
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products run in `dtype`.
+
+        The dtype is always named. Left out, it would be float16 on a GPU
+        whatever the user asked for: MiniMind's bug of 2024.
+        """
+        if self.dtype == "float32":
+            # The dtype is of no account where autocast is off.
+            return torch.autocast(
+                self.device_type, torch.bfloat16, enabled=False
+            )
+        return torch.autocast(self.device_type, self.torch_dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler that is on exactly where it is needed."""
+        return torch.amp.GradScaler(
+            self.device_type, enabled=self.needs_scaler
+        )
+
+
+# --- what the device is ----------------------------------------------------
+
+
+def detect_device(device: str = "auto") -> DeviceFacts:
+    """Ask torch and the system what a device is.
+
+    Parameters
+    ----------
+    device : str
+        ``auto`` (the GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or
+        ``mps``.
+
+    Raises
+    ------
+    PrecisionError
+        If there is no such device here.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        kind = "cpu"
+        if torch.cuda.is_available():
+            kind = "cuda"
+        elif torch.backends.mps.is_available():
+            kind = "mps"
+    if kind == "cuda":
+        return _cuda(device, number)
+    if kind == "mps" and not number:
+        if not torch.backends.mps.is_available():
+            raise PrecisionError(
+                "device 'mps': this is no Mac with Metal, or torch was built "
+                "without it; use --device cpu"
+            )
+        # Metal computes in bfloat16 from macOS 14 on.
+        version = platform.mac_ver()[0].split(".")[0]
+        return DeviceFacts("mps", "Apple GPU", int(version or 0) >= 14)
+    if kind == "cpu" and not number:
+        return DeviceFacts(
+            "cpu", _cpu_name(), _cpu_has_bf16(), memory_bytes=_cpu_memory()
+        )
+    raise PrecisionError(
+        f"unknown device {device!r}; there is auto, cpu, cuda, cuda:N, mps"
+    )
+
+
+def _cuda(device: str, number: str) -> DeviceFacts:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = "no GPU is visible" if built else "this torch is a CPU build"
+        raise PrecisionError(
+            f"device {device!r}: {why}; use --device cpu, or see "
+            "https://pytorch.org/get-started/locally/"
+        )
+    count = torch.cuda.device_count()
+    if number and (not number.isdigit() or int(number) >= count):
+        raise PrecisionError(
+            f"device {device!r}: there are {count} GPUs, numbered from 0"
+        )
+    index = int(number or 0)
+    properties = torch.cuda.get_device_properties(index)
+    capability = torch.cuda.get_device_capability(index)
+    # AMD's matrix units have bfloat16 throughout; the numbers are NVIDIA's.
+    native = capability >= (8, 0) or torch.version.hip is not None
+    return DeviceFacts(
+        "cuda", properties.name, native, capability, properties.total_memory
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself.
+
+    x86: avx512_bf16 or AMX; Arm: the bf16 extension. Without, torch
+    converts back and forth and is slower than in float32.
+    """
+    flags = _cpu_flags()
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        return {name for name, has in capabilities().items() if has is True}
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set()
+    for line in info.read_text(errors="replace").splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(values.split())
+    return set()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_memory() -> int | None:
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+# --- the rule --------------------------------------------------------------
+
+
+def resolve(
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    facts: DeviceFacts | None = None,
+) -> Precision:
+    """Choose the number format for a device, or check the one asked for.
+
+    Parameters
+    ----------
+    device : str
+        See `detect_device`.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        ``fp32``, ``bf16`` and ``fp16`` are understood as well.
+    facts : DeviceFacts, optional
+        Of a device that may not be here; detected if not given.
+
+    Returns
+    -------
+    Precision
+
+    Raises
+    ------
+    PrecisionError
+        For an unknown dtype or device.
+
+    Warns
+    -----
+    UserWarning
+        When the device cannot do what was asked and something as good is
+        taken instead.
+
+    Notes
+    -----
+    ======================  =========  ========
+    device                  ``auto``   scaler
+    ======================  =========  ========
+    GPU, Ampere or newer    bfloat16   off
+    GPU before (T4, V100)   float16    on
+    Apple GPU               float32    off
+    CPU with bfloat16       bfloat16   off
+    CPU without             float32    off
+    ======================  =========  ========
+    """
+    wanted = SHORT.get(dtype, dtype)
+    if wanted != "auto" and wanted not in DTYPES:
+        raise PrecisionError(
+            f"unknown dtype {dtype!r}; there is auto, {', '.join(DTYPES)}"
+        )
+    facts = facts or detect_device(device)
+    where = device if device.startswith(facts.type) else facts.type
+    name = facts.name
+    if wanted == "auto":
+        return _automatic(where, facts)
+    if wanted == "float32":
+        return Precision(
+            where, "float32", False,
+            f"float32 as asked on {name}: nothing to scale, autocast is off",
+        )  # fmt: skip
+    if wanted == "float16":
+        slow = ", though slowly" if facts.type == "cpu" else ""
+        return Precision(
+            where, "float16", True,
+            f"float16 as asked on {name}{slow}: its smallest number is 6e-8, "
+            "so the loss is scaled to keep small gradients from becoming "
+            "zero",
+        )  # fmt: skip
+    if facts.bf16:
+        return Precision(
+            where, "bfloat16", False,
+            f"bfloat16 as asked on {name}: it has float32's range, so "
+            "nothing needs scaling",
+        )  # fmt: skip
+    if facts.type == "cuda":
+        return _said_aloud(
+            where, "float16", True,
+            f"{name} has no bfloat16 (only an emulation, slower than "
+            "float32), so float16 with a scaler runs instead",
+        )  # fmt: skip
+    return _said_aloud(
+        where, "float32", False,
+        f"{name} does not compute in bfloat16, so float32 runs instead",
+    )  # fmt: skip
+
+
+def _automatic(where: str, facts: DeviceFacts) -> Precision:
+    name = facts.name
+    if facts.type == "cuda" and not facts.bf16:
+        return Precision(
+            where, "float16", True,
+            f"{name} has float16 but no bfloat16; float16's range is small, "
+            "so the loss is scaled",
+        )  # fmt: skip
+    if facts.type == "mps":
+        return Precision(
+            where, "float32", False,
+            f"{name}: float32, the one dtype that is safe there without a "
+            "measurement of ours; ask for bfloat16 to try it",
+        )  # fmt: skip
+    if facts.bf16:
+        return Precision(
+            where, "bfloat16", False,
+            f"{name} computes in bfloat16, which has float32's range: "
+            "faster, and nothing needs scaling",
+        )  # fmt: skip
+    return Precision(
+        where, "float32", False,
+        f"{name} does not compute in bfloat16 itself; float32 is faster "
+        "there",
+    )  # fmt: skip
+
+
+def _said_aloud(
+    where: str, dtype: str, needs_scaler: bool, reason: str
+) -> Precision:
+    warnings.warn(reason, UserWarning, stacklevel=3)
+    return Precision(where, dtype, needs_scaler, reason)
