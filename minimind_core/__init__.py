@@ -43,13 +43,13 @@ if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .recipes import pretrain as pretrain
     from .recipes import run_journey as run_journey
     from .recipes import sft as sft
+    from .run import Run as Run
     from .stages import get_stage as get_stage
     from .system import doctor as doctor
     from .talk import answer as answer
     from .talk import chat_loop as chat_loop
     from .tokenizer import load_tokenizer as load_tokenizer
     from .tokenizer import train_tokenizer as train_tokenizer
-    from .run import Run as Run
     from .train import Trainer as Trainer
 
 # Public name -> the module it lives in.

@@ -159,7 +159,9 @@ def pretrain(
     )  # fmt: skip
     trainer = Trainer(
         model, stream, config, precision=precision,
-        validate=held_out_documents(tok, spec, seed=seed),
+        validate=held_out_documents(
+            tok, spec, seed=seed, seq_len=config.seq_len
+        ),
         sample=sample_documents(tok, spec, seed=seed),
         out=folder.path, title="pretraining", progress=progress,
         state={"data": spec.names(), "tokenizer": tokenizer_digest(tok)},

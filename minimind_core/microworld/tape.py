@@ -15,7 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple, NoReturn
 
@@ -106,7 +106,7 @@ class Options:
         return logprobs[position], entropy
 
 
-@lru_cache(maxsize=None)
+@cache
 def _without(options: Options, keys: tuple[str, ...]) -> Options:
     kept = [
         (k, w)
@@ -118,7 +118,7 @@ def _without(options: Options, keys: tuple[str, ...]) -> Options:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _measures(options: Options) -> tuple[list[float], list[float], float]:
     total = sum(options.weights)
     shares = [w / total for w in options.weights]
@@ -177,7 +177,7 @@ TABLES = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def split_template(template: str) -> tuple[tuple[str, str, str], ...]:
     """Cut ``"He met {friend:introduced}."`` at its fields."""
     pieces = re.split(r"\{(\w+):?(\w*)\}", template)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minimind_core.microworld.stories import (
-    Story,
     NotInLanguage,
+    Story,
     language_module,
     read_story,
     write_story,

@@ -1,0 +1,155 @@
+"""What this machine can do: the device, the dtype and why, what fits.
+
+    from minimind_core.system import doctor
+    print(doctor().text)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from minimind_core.config import PRESETS, ModelConfig, TrainConfig
+from minimind_core.precision import (
+    DeviceFacts,
+    Precision,
+    detect_device,
+    resolve,
+)
+from minimind_core.run import package_version
+from minimind_core.stages import cache_folder
+
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `doctor` found.
+
+    Attributes
+    ----------
+    facts : DeviceFacts
+    precision : Precision
+    versions : dict of str to str
+    training_bytes : dict of str to int
+        Estimated memory for training each preset at its own settings.
+    warnings : list of str
+    text : str
+        All of it, for people.
+    """
+
+    facts: DeviceFacts
+    precision: Precision
+    versions: dict[str, str]
+    training_bytes: dict[str, int]
+    warnings: list[str]
+    text: str
+
+
+def training_memory(model: ModelConfig, config: TrainConfig) -> int:
+    """Estimate the memory that training takes, in bytes.
+
+    Weights, gradients and optimizer state in float32 (16 bytes a parameter
+    with AdamW, 12 for a matrix with Muon), and what the forward pass keeps
+    for the backward one: about 34 numbers per channel, token and layer of
+    the width, the inner width five times, and the logits three times in
+    float32 (Korthikanti et al., arXiv:2205.05198, counts the former for a
+    GPT; SwiGLU adds to the inner part).
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+    """
+    parts = model.parameters_by_part()
+    matrices = parts["attention"] + parts["mlp"]
+    state = 12 if config.optimizer == "muon" else 16
+    fixed = state * matrices + 16 * (model.num_parameters() - matrices)
+    tokens = (config.micro_batch_size or config.batch_size) * config.seq_len
+    layer = 4 * (10 * model.hidden_size + 5 * model.ffn_width)
+    kept = model.num_hidden_layers * layer + 12 * model.vocab_size
+    return fixed + tokens * kept
+
+
+def doctor(device: str = "auto", dtype: str = "auto") -> Report:
+    """Look at this machine and say what to expect of it.
+
+    Parameters
+    ----------
+    device, dtype : str
+        As in `precision.resolve`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    PrecisionError
+        If the device is not there.
+    """
+    facts = detect_device(device)
+    precision = resolve(device, dtype, facts=facts)
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    needs = {
+        name: training_memory(preset.model, preset.pretrain)
+        for name, preset in PRESETS.items()
+    }
+    warnings = _warnings()
+    lines = [
+        f"minimind-core {package_version()}",
+        "  ".join(f"{name} {number}" for name, number in versions.items()),
+        "",
+        f"device     {precision.device}: {facts.name}{_memory(facts)}",
+        f"dtype      {precision.dtype}, gradient scaler "
+        f"{'on' if precision.needs_scaler else 'off'}",
+        f"because    {precision.reason}",
+        "",
+        "training   (estimated memory)",
+    ]
+    for name, preset in PRESETS.items():
+        fits = ""
+        if facts.memory_bytes:
+            enough = needs[name] < 0.9 * facts.memory_bytes
+            fits = "fits" if enough else "too large: lower micro_batch_size"
+        lines.append(
+            f"  {name:<6} {preset.model.num_parameters() / 1e6:5.1f}M "
+            f"parameters  {needs[name] / GIB:5.1f} GiB  {fits}"
+        )
+    folder = cache_folder()
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    lines += ["", f"cache      {folder} ({size / 1e6:.0f} MB)"]
+    lines += [f"warning    {warning}" for warning in warnings]
+    return Report(
+        facts, precision, versions, needs, warnings, "\n".join(lines)
+    )
+
+
+def _memory(facts: DeviceFacts) -> str:
+    if not facts.memory_bytes:
+        return ""
+    return f", {facts.memory_bytes / GIB:.0f} GiB"
+
+
+def _warnings() -> list[str]:
+    """Known traps of the installed packages."""
+    found = []
+    if importlib.util.find_spec("torchao") is not None:
+        try:
+            numbers = version("torchao").split(".")
+        except PackageNotFoundError:
+            return found
+        if tuple(map(int, numbers[:2])) < (0, 16):
+            found.append(
+                "torchao is too old for peft, which then refuses LoRA: "
+                "pip uninstall -y torchao"
+            )
+    return found
