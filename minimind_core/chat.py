@@ -153,7 +153,8 @@ class _Builder:
         self.backend = plain_backend(tokenizer)
         self.special = tokenizer.get_added_vocab()
         longest = sorted(self.special, key=len, reverse=True)
-        self.pattern = re.compile("(" + "|".join(map(re.escape, longest)) + ")")
+        either = "|".join(map(re.escape, longest))
+        self.pattern = re.compile(f"({either})")
         self.ids: list[int] = []
         self.labels: list[int] = []
         self.pending: list[tuple[str, bool]] = []
@@ -189,9 +190,10 @@ class _Builder:
         found = self.backend.encode(text)
         self.ids += found.ids
         # A token that begins before the answer does is not the answer's.
+        starts = [start for start, _ in found.offsets]
         self.labels += [
             token if learnt[start] else IGNORE_INDEX
-            for token, (start, _) in zip(found.ids, found.offsets, strict=True)
+            for token, start in zip(found.ids, starts, strict=True)
         ]
 
 
@@ -381,7 +383,7 @@ def _foreign_prompt(
     return list(found)
 
 
-def _sanitized(tokenizer: PreTrainedTokenizerFast) -> dict[str, bool]:
+def _sanitized(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Markers in user text stay text, where transformers can do that."""
     import inspect
 

@@ -102,8 +102,9 @@ def save_model(
             state = weights_of(model)
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
             if pth:
-                full = {**state, "lm_head.weight": _full(model.lm_head.weight)}
-                torch.save(full, partial / NATIVE_WEIGHTS)
+                head = _full(model.lm_head.weight)
+                native = {**state, "lm_head.weight": head}
+                torch.save(native, partial / NATIVE_WEIGHTS)
             write_json(partial / "config.json", model.config.to_hf())
             write_json(
                 partial / "generation_config.json",
@@ -216,12 +217,12 @@ def load_weights(
     tied = getattr(getattr(model, "config", None), "tie_word_embeddings", 0)
     if tied:
         embedding = found.get("model.embed_tokens.weight")
-        head = found.setdefault("lm_head.weight", embedding)
-        if (
-            head is not None
-            and embedding is not None
-            and not torch.equal(head, embedding)
-        ):
+        head = found.get("lm_head.weight")
+        if embedding is None:
+            pass  # told below, with whatever else is missing
+        elif head is None:
+            found["lm_head.weight"] = embedding
+        elif not torch.equal(head, embedding):
             raise CheckpointError(
                 f"{where}: the config ties lm_head to the embedding, but "
                 "the two differ: set tie_word_embeddings to false"

@@ -263,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--chat", nargs="+", metavar="FILE",
                      help="conversations to learn from too")  # fmt: skip
     sub.add_argument("--vocab-size", type=int, metavar="N",
-                     help="at most so many tokens (the preset's)")  # fmt: skip
+                     help="most tokens (the preset's)")  # fmt: skip
     _preset(sub, "tiny")
     _out(sub)
 
@@ -302,7 +302,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("merge", merge, "runs/lora --out runs/merged")
     sub.add_argument("adapter", help="the adapter's folder")
     sub.add_argument("--base", metavar="DIR",
-                     help="its base, if it was moved away from it")  # fmt: skip
+                     help="its base, if that was moved")  # fmt: skip
     _out(sub)
 
     sub = command("chat", chat, 'runs/merged --prompt "Who are you?"')

@@ -134,7 +134,9 @@ def parse_data(data: Data) -> DataSpec:
 class Source(Protocol):
     """Records by index; `size` is None if there is no end."""
 
-    size: int | None
+    @property
+    def size(self) -> int | None:
+        """How many there are."""
 
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records with these indices."""
@@ -411,7 +413,9 @@ class Row(NamedTuple):
 class RowStream(Protocol):
     """An endless stream of rows whose position can be saved."""
 
-    skipped: int
+    @property
+    def skipped(self) -> int:
+        """Records so far that had nothing to learn."""
 
     def next_row(self) -> Row:
         """The next row."""

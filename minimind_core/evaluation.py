@@ -37,7 +37,11 @@ from minimind_core.data import (
     parse_data,
 )
 from minimind_core.errors import DataError
-from minimind_core.generate import generate_tokens, pad_left
+from minimind_core.generate import (
+    generate_tokens,
+    pad_left,
+    position_limit,
+)
 from minimind_core.microworld import (
     QUESTION_KINDS,
     Conversation,
@@ -142,7 +146,7 @@ def document_loss(
     -------
     Loss
     """
-    limit = seq_len or model.config.max_position_embeddings
+    limit = seq_len or position_limit(model)
     encoded = document_encoder(tokenizer)(list(texts))
     pieces = [
         Encoded(ids[at : at + limit], labels[at : at + limit])
@@ -256,7 +260,7 @@ def sample_texts(
     """
     device = _device(model)
     generator = torch.Generator(device).manual_seed(seed)
-    room = model.config.max_position_embeddings - 1
+    room = position_limit(model) - 1
     eos = tokenizer.eos_token_id
     texts = []
     with _evaluating(model):
@@ -334,7 +338,7 @@ def answer_prompts(
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
-    room = model.config.max_position_embeddings
+    room = position_limit(model)
     with _evaluating(model):
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
@@ -473,7 +477,7 @@ def evaluate(
         "valid_fraction": valid / samples,
     }
     if stage != "pretrain":
-        kinds = QUESTION_KINDS
+        kinds: tuple[str, ...] = QUESTION_KINDS
         if stage in ("lora", "merged"):
             kinds = (*kinds, "skill")
         talks = held_out_questions(
@@ -502,7 +506,7 @@ def _evaluate_files(
             "loss_per_byte": loss.per_byte,
         }
     talks = _held_out(spec, "conversations", seed, documents)
-    limit = model.config.max_position_embeddings
+    limit = position_limit(model)
     encoded = conversation_encoder(tokenizer, limit)(talks)
     rows = pack([one for one in encoded if one is not None], 0)
     nats, tokens = rows_loss(model, rows)
@@ -511,7 +515,8 @@ def _evaluate_files(
     loss = Loss(nats, tokens, sum(len(text.encode()) for text in said))
     last = [t for t in talks if t[-1]["role"] == "assistant"]
     answers = answer_prompts(model, tokenizer, [t[:-1] for t in last])
-    right = [a == t[-1]["content"] for a, t in zip(answers, last, strict=True)]
+    known = [t[-1]["content"] for t in last]
+    right = [a == b for a, b in zip(answers, known, strict=True)]
     return {
         "loss_per_token": loss.per_token,
         "loss_per_byte": loss.per_byte,

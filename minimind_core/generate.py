@@ -21,6 +21,13 @@ from torch import Tensor, nn
 from minimind_core.model import KVCache, MiniMind
 
 
+def position_limit(model: nn.Module) -> int:
+    """The longest sequence a model takes, in tokens."""
+    limit = model.config.max_position_embeddings  # type: ignore[union-attr]
+    assert isinstance(limit, int)
+    return limit
+
+
 def next_token_probs(
     logits: Tensor,
     *,

@@ -216,7 +216,7 @@ def load_base(folder: str | Path, device: str = "cpu") -> Any:
     folder = Path(folder)
     load_config(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder.resolve()), dtype=torch.float32
         )
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ state dicts have the same keys and a file of one loads into the other.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -117,20 +118,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     -------
     Tensor, shape (batch, heads, time, head_dim)
     """
-    settings = {
-        "attn_mask": mask,
-        "is_causal": mask is None and q.size(2) > 1,
-        "enable_gqa": q.size(1) != k.size(1),
-    }
+    attention = partial(
+        F.scaled_dot_product_attention,
+        attn_mask=mask,
+        is_causal=mask is None and q.size(2) > 1,
+        enable_gqa=q.size(1) != k.size(1),
+    )
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # The bfloat16 backward of this kernel is slow on CPUs: attention
         # alone in float32 makes the whole step about 1.4 times faster.
         with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), **settings
-            )
+            out = attention(q.float(), k.float(), v.float())
         return out.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, **settings)
+    return attention(q, k, v)
 
 
 class KVCache:

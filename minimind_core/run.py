@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,8 +202,7 @@ def read_log(run: str | Path) -> list[Record]:
 
 
 def package_version() -> str:
-    """The installed version; ``0+source`` straight from a checkout."""
-    try:
-        return version("minimind-core")
-    except PackageNotFoundError:
-        return "0+source"
+    """The version of this package."""
+    from minimind_core import __version__
+
+    return __version__

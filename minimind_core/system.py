@@ -141,7 +141,7 @@ def _memory(facts: DeviceFacts) -> str:
 
 def _warnings() -> list[str]:
     """Known traps of the installed packages."""
-    found = []
+    found: list[str] = []
     if importlib.util.find_spec("torchao") is not None:
         try:
             numbers = version("torchao").split(".")

@@ -19,7 +19,11 @@ from minimind_core.chat import encode_prompt
 from minimind_core.checkpoint import load_model
 from minimind_core.errors import DataError
 from minimind_core.evaluation import answer_prompts
-from minimind_core.generate import generate_tokens, stream_tokens
+from minimind_core.generate import (
+    generate_tokens,
+    position_limit,
+    stream_tokens,
+)
 from minimind_core.lora import ADAPTER_CONFIG, load_adapter
 from minimind_core.model import MiniMind
 from minimind_core.precision import detect_device
@@ -90,7 +94,7 @@ def stream_answer(
         If the conversation leaves no room for an answer.
     """
     ids = encode_prompt(tokenizer, messages)
-    limit = model.config.max_position_embeddings  # type: ignore[union-attr]
+    limit = position_limit(model)
     if len(ids) >= limit:
         raise DataError(
             f"the conversation has {len(ids)} tokens, the model's memory "

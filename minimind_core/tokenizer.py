@@ -298,5 +298,6 @@ def decode(
     tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]
 ) -> str:
     """The text of some ids, without begin, end and padding."""
-    special = set(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
-    return tokenizer.decode([i for i in ids if i not in special])
+    # Every tokenizer here has them at the ids 0, 1 and 2.
+    special = range(len(SPECIAL_TOKENS))
+    return str(tokenizer.decode([i for i in ids if i not in special]))

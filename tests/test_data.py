@@ -269,8 +269,9 @@ def test_documents_and_conversations_encode(tokenizer):
 
 
 def test_conversation_records_are_checked(tmp_path):
-    good = {"conversations": [{"role": "user", "content": "a"},
-                              {"role": "assistant", "content": "b"}]}  # fmt: skip
+    said = [{"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"}]  # fmt: skip
+    good = {"conversations": said}
     bad = {"conversations": [{"role": "user", "text": "a"}]}
     path = tmp_path / "c.jsonl"
     path.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from minimind_core.checkpoint import checkpoints
+from minimind_core.data import tokenizer_texts
 from minimind_core.recipes import pretrain
 from minimind_core.run import is_finished
 from minimind_core.tokenizer import train_tokenizer
-from minimind_core.data import tokenizer_texts
 
 SETTINGS = {"steps": 24, "batch_size": 4, "seq_len": 48, "save_every": 6}
 

@@ -117,7 +117,8 @@ def test_schedules():
         config = TrainConfig(steps=100, warmup=0.1, **changes)
         return [learning_rate_scale(s, config) for s in range(100)]
 
-    for schedule, end in (("linear", 1 / 90), ("cosine", 0.1), ("constant", 1)):
+    ends = {"linear": 1 / 90, "cosine": 0.1, "constant": 1}
+    for schedule, end in ends.items():
         values = curve(schedule=schedule)
         assert 0 < values[0] < 0.1
         assert values[10] == max(values) == 1

@@ -20,7 +20,6 @@ from minimind_core.data import (
 )
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.model import MiniMind
-from minimind_core.precision import resolve
 from minimind_core.run import column, read_log
 from minimind_core.train import Progress, Trainer, TrainingError
 

@@ -105,28 +105,29 @@ SENTENCES = {
     "meet_there": "那里{hero:sub}遇见了{friend:introduced}。",
     "meet_at": "在{place}，{hero:sub}遇见了{friend:introduced}。",
     "meet_soon": "不久{friend:introduced}走过来说：“你好，我的朋友！”",
-    "trade_other": "{friend}有一个{color2}的{thing2}。“我喜欢你的{color2}的{thing2}。”"
-                   "{hero}说。",
+    "trade_other": "{friend}有一个{color2}的{thing2}。“我喜欢你的"
+                   "{color2}的{thing2}。”{hero}说。",
     "trade_now": "于是他们交换了。现在{hero}有{color2}的{thing2}，{friend}"
                  "有{color}的{thing}。",
     "help_why": "{friend}{feeling}，所以{hero}给了",
     "help_aid": "{friend:sub}{aid}。“谢谢你，{hero}！”{friend}说。现在"
                 "{friend}不再{feeling}了。",
-    "lose_fell": "可是包上有个洞，{color}的{thing}掉了出去。{hero:sub}很伤心。",
+    "lose_fell": "可是包上有个洞，{color}的{thing}掉了出去。"
+                 "{hero:sub}很伤心。",
     "lose_found": "“我在{spot}找到了一样东西。”{friend}说。“那是我的"
                   "{color}的{thing}！”{hero}说。现在{hero}又有{color}的"
                   "{thing}了。",
     "count_gave": "{hero}给了{friend:sub}{given}。",
     "count_now": "现在{hero}有{rest}，{friend}有{given}。",
-    "search_ask": "“哪里能找到我的{color}的{thing}？”{hero}问。“看看{spot}，在"
-                  "{place2}。”{friend}说。",
+    "search_ask": "“哪里能找到我的{color}的{thing}？”{hero}问。“看看"
+                  "{spot}，在{place2}。”{friend}说。",
     "search_found": "于是{hero:sub}去了{place2}，找到了{color}的{thing}，"
                     "就在{spot}。",
     "shelter_home": "“来我的{friend:home}吧！”{friend}说。在{friend:home}，"
                     "他们喝了{drink}，玩了一个{color}的{thing}。后来又变得"
                     "{weather}了。",
-    "gift_now": "“生日快乐！”{hero}说。{friend}打开盒子，把{color}的{thing}放在"
-                "{spot}。现在{friend}有{color}的{thing}。",
+    "gift_now": "“生日快乐！”{hero}说。{friend}打开盒子，把{color}的"
+                "{thing}放在{spot}。现在{friend}有{color}的{thing}。",
     "make_hero": "{hero}带来了{part}，",
     "make_friend": "{friend}带来了{part2}。",
     "make_together": "他们一起做好了{product}，送给了{other:introduced}。"

@@ -112,16 +112,16 @@ SENTENCES = {
                   "{thing} again.",
     "count_gave": " {hero} gave {friend:obj} {given} of them.",
     "count_now": " Now {hero} has {rest} and {friend} has {given}.",
-    "search_ask": ' "Where can I find my {color} {thing}?" asked {hero}. "Look '
-                  '{spot} at the {place2}," said {friend}.',
+    "search_ask": ' "Where can I find my {color} {thing}?" asked {hero}. '
+                  '"Look {spot} at the {place2}," said {friend}.',
     "search_found": " So {hero:sub} went to the {place2} and found the "
                     "{color} {thing} {spot}.",
     "shelter_home": ' "Come to my {friend:home}!" said {friend}. In the '
                     "{friend:home} they drank {drink} and played with a "
                     "{color} {thing}. Later it was {weather} again.",
     "gift_now": ' "Happy birthday!" said {hero}. {friend} opened the box '
-                "and put the {color} {thing} {spot}. Now {friend} has the {color} "
-                "{thing}.",
+                "and put the {color} {thing} {spot}. Now {friend} has the "
+                "{color} {thing}.",
     "make_hero": " {hero} brought the {part}",
     "make_friend": " and {friend} brought the {part2}.",
     "make_together": " Together they made a good {product} and gave it to "

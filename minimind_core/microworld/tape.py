@@ -181,7 +181,9 @@ TABLES = {
 def split_template(template: str) -> tuple[tuple[str, str, str], ...]:
     """Cut ``"He met {friend:introduced}."`` at its fields."""
     pieces = re.split(r"\{(\w+):?(\w*)\}", template)
-    triples = list(zip(pieces[::3], pieces[1::3], pieces[2::3]))
+    triples = list(zip(
+        pieces[::3], pieces[1::3], pieces[2::3], strict=False
+    ))
     return (*triples, (pieces[-1], "", ""))
 
 

@@ -241,14 +241,14 @@ def conversation(
         met = _phrase("met", story.state, language, rng)
         assert met is not None
         return _several([("met", met), ("pronoun", pair)], story, language)
-    asked = [(first, pair)]
+    chosen = [(first, pair)]
     left = [k for k in weights if k not in (*_WHOLE, first)]
     rng.shuffle(left)
     for kind in left:
         more = _phrase(kind, story.state, language, rng)
-        if len(asked) < turns and more is not None:
-            asked.append((kind, more))
-    return _several(asked, story, language)
+        if len(chosen) < turns and more is not None:
+            chosen.append((kind, more))
+    return _several(chosen, story, language)
 
 
 _WHOLE = ("write", "retell", "continue", "pronoun")

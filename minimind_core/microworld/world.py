@@ -58,7 +58,9 @@ MEETING = Options(
 PLOTS = Options("", (
     "trade", "help", "lose", "count", "search", "shelter", "gift", "make",
 ), (3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0))  # fmt: skip
-ENDINGS = Options("", ("end_back", "end_together", "end_bye"), (2.0, 1.0, 1.0))
+ENDINGS = Options(
+    "", ("end_back", "end_together", "end_bye"), (2.0, 1.0, 1.0)
+)
 
 
 
