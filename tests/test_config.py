@@ -7,9 +7,9 @@ from minimind_core.config import (
     ModelConfig,
     TrainConfig,
     get_preset,
-    read_json,
 )
 from minimind_core.errors import ConfigError
+from minimind_core.files import read_json
 
 
 def test_presets_have_the_documented_sizes():
