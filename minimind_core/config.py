@@ -409,7 +409,13 @@ class Preset:
 
 
 def _tiny() -> Preset:
-    pretrain = TrainConfig(steps=900, seq_len=128)
+    pretrain = TrainConfig(
+        steps=900,
+        seq_len=128,
+        learning_rate=8e-3,
+        muon_learning_rate=2e-3,
+        sample_every=100,
+    )
     return Preset(
         name="tiny",
         summary="0.5M parameters, the book's default: a minute on 2 cores",
@@ -425,7 +431,14 @@ def _tiny() -> Preset:
             rope_theta=1e4,
         ),
         pretrain=pretrain,
-        sft=pretrain.replace(steps=900, seq_len=256, replay=0.5),
+        sft=pretrain.replace(
+            steps=900,
+            seq_len=256,
+            replay=0.5,
+            learning_rate=4e-3,
+            muon_learning_rate=2e-3,
+            sample_every=0,
+        ),
         lora=pretrain.replace(
             steps=200,
             seq_len=256,
