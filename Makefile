@@ -59,7 +59,6 @@ test: env lint
 
 lint: env
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check minimind_core book/_ext tools tests
 	$(BIN)/mypy
 
 serve:
