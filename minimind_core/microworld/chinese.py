@@ -133,14 +133,15 @@ SENTENCES = {
     "make_together": "他们一起做好了{product}，送给了{other:introduced}。"
                      "{other}非常喜欢这{product}。",
     "end_back": "最后{back}回到了{back:home}。",
-    "end_together": "他们一起回家了。",
+    "end_together": "那是一个美好的{time}，他们一起回家了。",
     "end_bye": "“再见，{hero}！”{friend}说。",
 }  # fmt: skip
 
 QUESTIONS = {
     "weather": ("一开始天气怎么样？", "天气{weather}。"),
     "time": ("那是什么时候？", "那是{time}。"),
-    "where": ("{hero}先去了哪里？", "{hero}去了{place}。"),
+    "where": ("{hero}去了哪里？", "{hero}去了{place}。"),
+    "before": ("{hero}先去了哪里？", "{hero}去了{place}。"),
     "job": ("{who}做什么工作？", "{who}是{who:job}。"),
     "met": ("{hero}遇见了谁？", "{hero}遇见了{friend}。"),
     "feeling": ("{who}感觉怎么样？", "{who}{felt}。"),

@@ -128,14 +128,15 @@ SENTENCES = {
                      "{other:introduced}. {other} liked the {product} very "
                      "much.",
     "end_back": " At last {back} went back to the {back:home}.",
-    "end_together": " They went home together.",
+    "end_together": " It was a good {time}, and they went home together.",
     "end_bye": ' "Goodbye, {hero}!" said {friend}.',
 }  # fmt: skip
 
 QUESTIONS = {
     "weather": ("What was the weather at first?", "It was {weather}."),
     "time": ("What time of day was it?", "It was {time}."),
-    "where": ("Where did {hero} go first?", "{hero} went to the {place}."),
+    "where": ("Where did {hero} go?", "{hero} went to the {place}."),
+    "before": ("Where did {hero} go first?", "{hero} went to the {place}."),
     "job": ("What is the job of {who}?", "{who} is a {who:job}."),
     "met": ("Who did {hero} meet?", "{hero} met {friend}."),
     "feeling": ("How did {who} feel?", "{who} was {felt}."),

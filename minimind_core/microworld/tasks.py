@@ -25,18 +25,21 @@ MAIN_KINDS = ("weather", "where", "feeling", "job", "met", "unknown", "write")
 """The kinds that the default fine-tuning is expected to master."""
 
 MORE_KINDS = (
-    "time", "first", "now", "color", "lost", "why", "count", "found",
-    "drank", "got", "pronoun", "retell", "continue",
+    "time", "before", "first", "now", "color", "lost", "why", "count",
+    "found", "drank", "got", "pronoun", "retell", "continue",
 )  # fmt: skip
 
 QUESTION_KINDS = MAIN_KINDS + MORE_KINDS
 
 # How often each kind is asked, where a story allows it.
 _WEIGHTS = {kind: 2.0 for kind in QUESTION_KINDS}
-_WEIGHTS |= {"retell": 0.5, "continue": 1.0, "write": 4.0, "feeling": 6.0}
+_WEIGHTS |= {
+    "feeling": 3.0, "write": 4.0, "first": 3.0, "now": 3.0,
+    "continue": 1.0, "retell": 0.5,
+}  # fmt: skip
 
 # What a single-turn skill conversation asks.
-_SKILL_KINDS = ("weather", "where", "job", "met", "time")
+_SKILL_KINDS = ("weather", "met", "job", "time")
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,10 @@ def _always(state: State, rng: random.Random) -> list[State]:
 _ASKABLE: dict[str, Callable[[State, random.Random], list[State]]] = {
     "weather": _always,
     "time": _always,
-    "where": _always,
+    "where": _in(
+        "trade", "help", "lose", "count", "shelter", "gift", "make"
+    ),
+    "before": _in("search"),  # who searches goes to a second place
     "met": _always,
     "pronoun": _always,
     "job": _about_someone,

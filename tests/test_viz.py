@@ -1,0 +1,136 @@
+"""Figures say what they show; what moves needs no kernel."""
+
+import base64
+import io
+import re
+
+import pytest
+from PIL import Image
+
+from minimind_core import viz
+from minimind_core.data import tokenizer_texts
+from minimind_core.microworld import write_story
+from minimind_core.model import RMSNorm
+from minimind_core.tokenizer import train_tokenizer
+
+HISTORY = [
+    {"step": 1, "loss": 6.9},
+    {"step": 50, "loss": 1.0, "validation_loss": 0.9, "floor": 0.29},
+    {"step": 100, "loss": 0.4, "validation_loss": 0.31, "floor": 0.29},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(tokenizer_texts("microworld", count=100), 500)
+
+
+def test_a_picture_has_its_text_its_size_and_few_colours():
+    figure = viz.plot_loss(HISTORY, vocab_size=1000)
+    tag = viz.picture(figure, alt='The loss "falls" onto the floor')
+    assert 'alt="The loss &quot;falls&quot; onto the floor"' in tag
+    wide, high = (int(re.search(rf'{side}="(\d+)"', tag).group(1))
+                  for side in ("width", "height"))  # fmt: skip
+    data = re.search(r"base64,([^\"]+)", tag).group(1)
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert image.size == (2 * wide, 2 * high)  # sharp on dense screens
+    assert len(image.getcolors()) <= 64
+    assert len(data) < 60_000
+    with pytest.raises(ValueError, match="say what the picture shows"):
+        viz.picture(viz.new_figure()[0], alt="figure 1")
+
+
+def test_the_loss_is_drawn_between_its_limits():
+    axes = viz.plot_loss(HISTORY, vocab_size=1000).axes[0]
+    levels = [line.get_ydata()[0] for line in axes.lines
+              if len(set(line.get_ydata())) == 1]  # fmt: skip
+    assert 0.29 in levels
+    assert max(levels) == pytest.approx(6.9078, abs=1e-3)
+    part = viz.plot_loss(HISTORY, until=50).axes[0]
+    assert max(part.lines[0].get_xdata()) == 50
+    assert part.get_xlim()[1] > 100  # the frame stays where it is
+
+
+def test_a_story_is_judged_where_it_leaves_the_world():
+    story = write_story(0, 4)
+    assert "✓ a valid story" in viz.story_html(story.text)
+    at = story.text.index("Now") if "Now" in story.text else 30
+    broken = story.text[:at] + "<b>zebra</b>" + story.text[at:]
+    page = viz.story_html(broken)
+    assert "✗ leaves the world" in page
+    assert "&lt;b&gt;zebra" in page
+    kept, wrong = page.split("<mark", 1)
+    assert kept.endswith(viz.html.escape(story.text[:at]))
+    assert "zebra" in wrong
+    assert "✓" in viz.story_html(write_story(0, 4, "zh").text, "zh")
+
+
+def test_the_loss_mask_marks_the_answer_and_its_end(tokenizer):
+    talk = [
+        {"role": "user", "content": "<b>Who?</b>"},
+        {"role": "assistant", "content": "Mia."},
+    ]
+    page = viz.show_loss_mask(tokenizer, talk).data
+    bold = re.findall(r"font-weight:700[^>]*>(.*?)</span>", page)
+    assert "".join(bold).replace("␣", " ") == "Mia.&lt;|im_end|&gt;"
+    assert "<b>" not in page
+
+
+def test_source_is_the_packages_own():
+    text = viz.show_source(RMSNorm.forward).data
+    assert text.startswith("```python\ndef forward(self, x")
+    assert "F.rms_norm" in text
+
+
+def test_files_are_listed_with_their_size(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"x" * 2500)
+    page = viz.show_files(tmp_path, {"config.json": "the <shape>"}).data
+    assert "2.5 kB" in page
+    assert "the &lt;shape&gt;" in page
+
+
+def test_a_slider_is_linked_in_the_browser():
+    pytest.importorskip("ipywidgets", minversion="8")
+    box = viz.frames_slider(
+        ["<p>a</p>", "<p>b</p>"], ["1", "2"], description="step"
+    )
+    stack = box.children[1]
+    assert [child.value for child in stack.children] == [
+        "<p>a</p>", "<p>b</p>",
+    ]  # fmt: skip
+    # jslink: the link is a widget of its own that the page's player runs.
+    from ipywidgets.embed import embed_data
+
+    states = embed_data([box])["manager_state"]["state"].values()
+    links = [s for s in states if s["model_name"] == "LinkModel"]
+    assert len(links) == 2  # player and slider, slider and frames
+
+
+def test_without_stack_a_running_kernel_turns_the_frames(monkeypatch):
+    import ipywidgets
+
+    monkeypatch.delattr(ipywidgets, "Stack")
+    box = viz.picker(["a", "b"], ["<p>a</p>", "<p>b</p>"], description="x")
+    chooser, shown = box.children
+    assert shown.children[0].value == "<p>a</p>"
+    chooser.index = 1
+    assert shown.children[0].value == "<p>b</p>"
+
+
+def test_the_chat_box_answers_escaped():
+    box = viz.chat_box(lambda text: f"<i>{text}</i>", question="hello")
+    field, button, answer = box.children
+    button.click()
+    assert answer.value == "<p>&lt;i&gt;hello&lt;/i&gt;</p>"
+    assert field.value == "hello"
+
+
+def test_bars_and_maps_carry_names():
+    axes = viz.plot_bars({"a": 0.5, "b": 1.0}, label="share").axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
+    import numpy as np
+
+    axes = viz.plot_attention(
+        np.eye(3), ["x", "y", "z"], rows=[1, 2]
+    ).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["y", "z"]
