@@ -11,8 +11,10 @@ PY := $(BIN)/python
 NOTEBOOKS := $(wildcard book/*.ipynb)
 PORT ?= 8000
 
-# Two processes that each take all cores wait for one another: what runs
-# side by side gets one thread each.
+# Two processes that each take all cores wait for one another, and on a busy
+# machine even one does. The models here are so small that a second thread
+# gains little: one each.
+export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -53,7 +55,7 @@ book: env
 # A test file, or a notebook, runs on one worker from its first line to its
 # last: hence loadscope.
 test: env lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope \
+	$(PY) -m pytest -n $(WORKERS) --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
 	    tests $(NOTEBOOKS)
 
