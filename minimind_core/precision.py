@@ -124,7 +124,7 @@ def detect_device(device: str = "auto") -> DeviceFacts:
         If there is no such device here.
     """
     kind, _, number = device.partition(":")
-    if kind == "auto":
+    if device == "auto":
         kind = "cpu"
         if torch.cuda.is_available():
             kind = "cuda"
@@ -242,7 +242,8 @@ def resolve(
     Raises
     ------
     PrecisionError
-        For an unknown dtype or device.
+        For an unknown dtype or device, and for a device that `facts` are
+        not of.
 
     Warns
     -----
@@ -268,6 +269,11 @@ def resolve(
             f"unknown dtype {dtype!r}; there is auto, {', '.join(DTYPES)}"
         )
     facts = facts or detect_device(device)
+    if device != "auto" and device.partition(":")[0] != facts.type:
+        raise PrecisionError(
+            f"device {device!r} was asked for, but {facts.name} is of type "
+            f"{facts.type!r}"
+        )
     where = device if device.startswith(facts.type) else facts.type
     name = facts.name
     if wanted == "auto":
