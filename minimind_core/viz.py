@@ -169,7 +169,7 @@ def plot_loss(
         axes.axhline(floors[-1], color=GREEN, ls="--", lw=1.6)
         axes.annotate(
             f"floor {floors[-1]:.3f}", (losses[0][-1], floors[-1]),
-            ha="right", va="top", color=GREEN, xytext=(0, -5),
+            ha="right", va="top", color=GREEN, xytext=(0, -4),
             textcoords="offset points",
         )  # fmt: skip
     if vocab_size:
@@ -186,8 +186,8 @@ def plot_loss(
         xlim=(0, losses[0][-1] * 1.02), title=title,
     )  # fmt: skip
     low = min([*floors, min(losses[1])])
-    axes.set_ylim(bottom=low * 0.8)
-    ticks = [t for t in (0.2, 0.3, 0.5, 1, 2, 5, 10) if t > low * 0.8]
+    axes.set_ylim(bottom=low * 0.6)
+    ticks = [t for t in (0.2, 0.3, 0.5, 1, 2, 5, 10) if t > low * 0.6]
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.legend(loc="upper center", ncols=2)
@@ -215,17 +215,16 @@ def plot_attention(
     import matplotlib.pyplot as plt
 
     chosen = list(range(len(tokens))) if rows is None else list(rows)
+    seen = max(chosen) + 1  # nothing looks ahead
     with style():
-        figure, axes = plt.subplots(
-            figsize=(WIDTH, 0.19 * len(chosen) + 1.6)
-        )
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.22 * len(chosen) + 1.6))
     image = axes.imshow(
-        weights[chosen], cmap="Blues", vmin=0, vmax=1, aspect="auto"
+        weights[chosen, :seen], cmap="Blues", vmin=0, vmax=1, aspect="auto"
     )
     axes.grid(False)
-    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+    axes.set_xticks(range(seen), tokens[:seen], rotation=90, fontsize=8)
     axes.set_yticks(
-        range(len(chosen)), [tokens[i] for i in chosen], fontsize=8
+        range(len(chosen)), [tokens[i] for i in chosen], fontsize=9
     )
     axes.set(xlabel="looked at", ylabel="looking", title=title)
     figure.colorbar(image, ax=axes, label="weight", pad=0.01)
@@ -289,8 +288,12 @@ def plot_bars(
 
 _BOX = (
     "border:1px solid currentColor;border-radius:6px;padding:.6em .9em;"
-    "margin:.4em 0;line-height:1.7"
+    "margin:.4em 0;line-height:1.7;"
+    "font-family:var(--pst-font-family-base,inherit)"
 )
+
+
+_CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
 
 
 def story_html(text: str, language: str = "en") -> str:
@@ -371,15 +374,17 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
         File name -> what is in it. Only these are shown.
     """
     rows = [
-        f"<tr><td><code>{name}</code></td>"
+        f"<tr><td {_CELL}><code>{name}</code></td>"
         f'<td style="text-align:right">'
         f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
-        f"<td>{html.escape(text)}</td></tr>"
+        f"<td {_CELL}>{html.escape(text)}</td></tr>"
         for name, text in about.items()
     ]
-    head = "<tr><th>file</th><th>size</th><th>what is in it</th></tr>"
+    names = ("file", "size", "what is in it")
+    head = "".join(f"<th {_CELL}>{name}</th>" for name in names)
     return _html(
-        f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -388,9 +393,9 @@ def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
 
     def cell(value: Any) -> str:
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return f"<td>{html.escape(text)}</td>"
+        return f"<td {_CELL}>{html.escape(text)}</td>"
 
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    top = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return _html(
         f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
