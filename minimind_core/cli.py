@@ -11,11 +11,13 @@ standard error and exit status 2.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from minimind_core.config import OPTIMIZERS, PRESETS
 from minimind_core.errors import MiniMindError
@@ -158,14 +160,13 @@ def chat(options: Namespace) -> None:
 def evaluate(options: Namespace) -> None:
     """Measure a model on data it was not trained on."""
     from minimind_core.evaluation import evaluate as run
-    from minimind_core.precision import detect_device
 
-    device = options.device
-    if device == "auto":
-        device = detect_device().type
     found = run(
-        options.run, data=options.data, device=device,
-        **_given(options, "documents", "samples", "questions", "seed"),
+        options.run,
+        **_given(
+            options, "data", "documents", "samples", "questions", "seed",
+            "device",
+        ),
     )  # fmt: skip
     if options.json:
         say(json.dumps(found))
@@ -177,6 +178,7 @@ def evaluate(options: Namespace) -> None:
                 say(f"  {kind:<18} {share:.3f}")
         else:
             say(f"{name:<20} {value:.4f}")
+    say(f"next: minimind chat {options.run}")
 
 
 def import_(options: Namespace) -> None:
@@ -194,6 +196,7 @@ def doctor(options: Namespace) -> None:
     from minimind_core.system import doctor as run
 
     say(run(options.device, options.dtype).text)
+    say("\nnext: minimind journey --out runs/first")
 
 
 def _finished(run: Any, following: str) -> None:
@@ -311,7 +314,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
                      help="0 takes the likeliest token")  # fmt: skip
     sub.add_argument("--top-p", type=float, default=1.0, metavar="X")
-    sub.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    sub.add_argument("--max-new-tokens", type=_count, default=256,
+                     metavar="N")  # fmt: skip
     _seed(sub)
     _device(sub, dtype=False)
 
@@ -319,9 +323,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="a run, a package or an adapter")
     sub.add_argument("--data", nargs="+", metavar="DATA",
                      help="what to measure on; the run's own")  # fmt: skip
-    sub.add_argument("--documents", type=int, default=500, metavar="N")
-    sub.add_argument("--samples", type=int, default=200, metavar="N")
-    sub.add_argument("--questions", type=int, default=100, metavar="N",
+    sub.add_argument("--documents", type=_count, default=500, metavar="N")
+    sub.add_argument("--samples", type=_count, default=200, metavar="N")
+    sub.add_argument("--questions", type=_count, default=100, metavar="N",
                      help="of each kind")  # fmt: skip
     sub.add_argument("--json", action="store_true",
                      help="one JSON object as the last line")  # fmt: skip
@@ -340,6 +344,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 Parser = argparse.ArgumentParser
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def _seed_number(text: str) -> int:
+    # More bits than these torch does not take.
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number from 0 to 2^63 - 1"
+        )
+    return int(text)
 
 
 def _training(parser: Parser, preset: str | None) -> None:
@@ -392,7 +412,7 @@ def _device(parser: Parser, *, dtype: bool = True) -> None:
 
 
 def _seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=_seed_number, default=0, metavar="N")
 
 
 def _resume(parser: Parser) -> None:
@@ -431,15 +451,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        # A console without Chinese shows a question mark, and goes on.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(options)
+
+
+def _run(options: Namespace) -> int:
+    def failed(message: object) -> int:
+        print(f"minimind {options.command}: {message}", file=sys.stderr)
+        return 2
+
     try:
         options.run_command(options)
+        sys.stdout.flush()
     except MiniMindError as error:
-        print(f"minimind {options.command}: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         out = getattr(options, "out", None)
         resumable = out is not None and hasattr(options, "resume")
         hint = "; --resume goes on from the last checkpoint"
         print(f"\ninterrupted{hint * resumable}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough. Python's own last
+        # flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return failed(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return failed(
+            "the device is out of memory; lower --micro-batch-size or "
+            f"--seq-len, or see `minimind doctor` ({error})"
+        )
     return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line, without the place in the code it came from."""
+    print(f"warning: {message}", file=file or sys.stderr)

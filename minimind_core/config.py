@@ -410,10 +410,10 @@ class Preset:
 
 def _tiny() -> Preset:
     pretrain = TrainConfig(
-        steps=900,
+        steps=1000,
         seq_len=128,
         learning_rate=8e-3,
-        muon_learning_rate=2e-3,
+        muon_learning_rate=2.8e-3,
         sample_every=100,
     )
     return Preset(

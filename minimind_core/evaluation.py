@@ -36,7 +36,7 @@ from minimind_core.data import (
     pack,
     parse_data,
 )
-from minimind_core.errors import DataError
+from minimind_core.errors import ConfigError, DataError
 from minimind_core.generate import (
     generate_tokens,
     pad_left,
@@ -50,6 +50,7 @@ from minimind_core.microworld import (
     skill_conversation,
     write_story,
 )
+from minimind_core.precision import detect_device
 from minimind_core.run import Run, read_facts
 from minimind_core.tokenizer import decode
 
@@ -432,7 +433,7 @@ def evaluate(
     samples: int = SAMPLES,
     questions: int = QUESTIONS,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a model on data it was not trained on.
 
@@ -449,6 +450,7 @@ def evaluate(
     seed : int
         Of the samples, and of the training run whose held-out data it is.
     device : str
+        See `precision.detect_device`; a `Run` stays where it is.
 
     Returns
     -------
@@ -459,8 +461,15 @@ def evaluate(
 
     Raises
     ------
-    CheckpointError, DataError
+    CheckpointError, ConfigError, DataError, PrecisionError
     """
+    for name, value in (
+        ("documents", documents),
+        ("samples", samples),
+        ("questions", questions),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
     model, tokenizer, facts = _open(run, device)
     stage = facts.get("stage", "")
     spec = parse_data(data or facts.get("data") or "microworld")
@@ -468,7 +477,10 @@ def evaluate(
         return _evaluate_files(model, tokenizer, spec, documents, seed)
     stories = _stories(spec, seed, documents)
     loss = document_loss(model, tokenizer, [s.text for s in stories])
-    texts = sample_texts(model, tokenizer, samples, seed=seed)
+    texts = sample_texts(
+        model, tokenizer, samples, seed=seed,
+        max_new_tokens=position_limit(model),
+    )  # fmt: skip
     valid = sum(is_valid(text, spec.language) for text in texts)
     found: dict[str, Any] = {
         "loss_per_token": loss.per_token,
@@ -529,12 +541,14 @@ def _open(
 ) -> tuple[Any, PreTrainedTokenizerFast, dict[str, Any]]:
     if isinstance(run, Run):
         return run.model, run.tokenizer, read_facts(run.path)
+    found = detect_device(device)
+    device = found.type if device == "auto" else device
     folder = Path(run)
     facts = read_facts(folder)
     if (folder / "adapter_config.json").exists():
-        from minimind_core.lora import load_adapter
+        from minimind_core.lora import load_merged
 
-        adapted, tokenizer = load_adapter(folder, device=device)
-        return adapted, tokenizer, facts
+        model, tokenizer = load_merged(folder, device=device)
+        return model, tokenizer, facts
     model, tokenizer = load_model(folder, device)
     return model, tokenizer, facts

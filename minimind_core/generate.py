@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from minimind_core.errors import ConfigError
 from minimind_core.model import KVCache, MiniMind
 
 
@@ -61,7 +62,7 @@ def next_token_probs(
 
     Raises
     ------
-    ValueError
+    ConfigError
         For a value out of its range.
     """
     _check(temperature, top_k, top_p, min_p)
@@ -98,7 +99,7 @@ def _check(
         ("min_p must be in [0, 1)", 0 <= min_p < 1, min_p),
     ):
         if not holds:
-            raise ValueError(f"{name}, not {value}")
+            raise ConfigError(f"{name}, not {value}")
 
 
 def penalise_repetition(
@@ -119,7 +120,7 @@ def penalise_repetition(
     if penalty == 1:
         return logits
     if penalty <= 0:
-        raise ValueError(f"repetition_penalty must be > 0, not {penalty}")
+        raise ConfigError(f"repetition_penalty must be > 0, not {penalty}")
     found = logits.gather(-1, seen)
     found = torch.where(found > 0, found / penalty, found * penalty)
     return logits.scatter(-1, seen, found)
@@ -148,7 +149,7 @@ def generate_tokens(
     ----------
     model : nn.Module
         A `MiniMind`, or a Hugging Face or peft model, whose own
-        ``generate`` is used (and torch's global generator with it).
+        ``generate`` is used.
     input_ids : Tensor of int64, shape (batch, time)
         Prompts of different lengths are padded on the left.
     max_new_tokens : int
@@ -175,7 +176,7 @@ def generate_tokens(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If a setting is out of range, or the result would be longer than the
         model's ``max_position_embeddings``.
     """
@@ -184,11 +185,11 @@ def generate_tokens(
         return _hugging_face(
             model, input_ids, attention_mask, max_new_tokens, temperature,
             top_k, top_p, min_p, repetition_penalty, eos_token_id,
-            pad_token_id,
+            pad_token_id, generator,
         )  # fmt: skip
     length = input_ids.size(1) + max_new_tokens
     if length > model.config.max_position_embeddings:
-        raise ValueError(
+        raise ConfigError(
             f"{input_ids.size(1)} tokens and {max_new_tokens} new ones are "
             f"more than the {model.config.max_position_embeddings} positions "
             "of this model"
@@ -236,6 +237,7 @@ def _hugging_face(
     repetition_penalty: float,
     eos_token_id: int | None,
     pad_token_id: int,
+    generator: torch.Generator | None,
 ) -> Tensor:
     settings: dict[str, object] = {"do_sample": temperature > 0}
     if temperature > 0:
@@ -245,17 +247,29 @@ def _hugging_face(
         }  # fmt: skip
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    found = model.generate(  # type: ignore[operator]
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        **settings,
-    )
+    with torch.random.fork_rng(enabled=generator is not None):
+        if generator is not None:
+            # It draws from the global generator: set by ours, then put back.
+            torch.manual_seed(_draw_seed(generator))
+        found = model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            **settings,
+        )
     assert isinstance(found, Tensor)
     return found
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(
+        torch.randint(
+            2**31, (), generator=generator, device=generator.device
+        )
+    )
 
 
 @torch.no_grad()

@@ -25,8 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from minimind_core.checkpoint import RUN_FILE, load_config
-from minimind_core.config import ModelConfig, get_preset
+from minimind_core.checkpoint import (
+    RUN_FILE,
+    load_config,
+    load_weights,
+    weights_of,
+)
+from minimind_core.config import get_preset
 from minimind_core.data import (
     Data,
     Mixture,
@@ -46,6 +51,7 @@ from minimind_core.files import (
     write_json,
     writing,
 )
+from minimind_core.model import MiniMind
 from minimind_core.precision import resolve
 from minimind_core.run import (
     Run,
@@ -295,8 +301,15 @@ def train_lora(
     )
     precision = resolve(device, dtype)
     shape = load_config(base)
+    if rank < 1:
+        raise ConfigError(f"rank must be at least 1, not {rank}")
     if not isinstance(targets, str):
         _refuse_tied(targets, shape)
+        if unknown := sorted(set(targets) - {*ALL_LINEAR, *TIED}):
+            raise ConfigError(
+                f"no layer is named {', '.join(unknown)}; there is "
+                f"{', '.join(ALL_LINEAR)}"
+            )
     folder = open_folder(out, resume=resume)
     if folder.finished:
         if progress:
@@ -443,6 +456,32 @@ def load_adapter(
     return model.to(device).eval(), load_tokenizer(adapter)
 
 
+def load_merged(
+    adapter: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str = "cpu",
+) -> tuple[MiniMind, PreTrainedTokenizerFast]:
+    """An adapter added to its base in memory, as a `MiniMind`.
+
+    Returns
+    -------
+    model : MiniMind
+        In float32 and evaluation mode.
+    tokenizer : PreTrainedTokenizerFast
+
+    Raises
+    ------
+    CheckpointError
+        If the adapter or its base is missing or damaged.
+    """
+    adapted, tok = load_adapter(adapter, base=base)
+    model = MiniMind(load_config(base_of(adapter, base)))
+    state = adapted.merge_and_unload().state_dict()
+    load_weights(model, state, str(adapter))
+    return model.to(device).eval(), tok
+
+
 def merge_lora(
     adapter: str | Path,
     out: str | Path,
@@ -470,17 +509,10 @@ def merge_lora(
     """
     adapter, out = Path(adapter), Path(out)
     require_new(out)
-    model, tok = load_adapter(adapter, base=base)
-    shape: ModelConfig = load_config(base_of(adapter, base))
-    merged = model.merge_and_unload()
-    state = {
-        name: tensor.detach().float().cpu().clone()
-        for name, tensor in merged.state_dict().items()
-        if not (shape.tie_word_embeddings and name == "lm_head.weight")
-    }
+    model, tok = load_merged(adapter, base=base)
     facts = read_facts(adapter)
     with atomic_folder(out) as folder:
-        write_package(folder, shape, state, tok)
+        write_package(folder, model.config, weights_of(model), tok)
         write_json(
             folder / RUN_FILE,
             {

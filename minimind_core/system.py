@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from minimind_core.config import PRESETS, ModelConfig, TrainConfig
 from minimind_core.precision import (
@@ -125,12 +127,22 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
             f"parameters  {needs[name] / GIB:5.1f} GiB  {fits}"
         )
     folder = cache_folder()
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    size = _folder_bytes(folder)
     lines += ["", f"cache      {folder} ({size / 1e6:.0f} MB)"]
     lines += [f"warning    {warning}" for warning in warnings]
     return Report(
         facts, precision, versions, needs, warnings, "\n".join(lines)
     )
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        # A training in another process may just be replacing it.
+        with contextlib.suppress(FileNotFoundError):
+            if file.is_file():
+                total += file.stat().st_size
+    return total
 
 
 def _memory(facts: DeviceFacts) -> str:

@@ -24,7 +24,7 @@ from minimind_core.generate import (
     position_limit,
     stream_tokens,
 )
-from minimind_core.lora import ADAPTER_CONFIG, load_adapter
+from minimind_core.lora import ADAPTER_CONFIG, load_merged
 from minimind_core.model import MiniMind
 from minimind_core.precision import detect_device
 from minimind_core.tokenizer import decode
@@ -128,11 +128,10 @@ def stream_answer(
 
 def load_talker(
     folder: str | Path, device: str = "cpu"
-) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+) -> tuple[MiniMind, PreTrainedTokenizerFast]:
     """A model to talk to: a run, a Hugging Face folder or an adapter."""
     if (Path(folder) / ADAPTER_CONFIG).exists():
-        model, tokenizer = load_adapter(folder, device=device)
-        return model, tokenizer
+        return load_merged(folder, device=device)
     return load_model(folder, device)
 
 
@@ -144,7 +143,7 @@ def chat_loop(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     lines: TextIO | None = None,
     out: TextIO | None = None,
 ) -> Messages:
@@ -167,6 +166,10 @@ def chat_loop(
     -------
     list of dict
         The conversation.
+
+    Raises
+    ------
+    CheckpointError, DataError, PrecisionError
     """
     facts = detect_device(device)
     where = facts.type if device == "auto" else device
@@ -175,6 +178,10 @@ def chat_loop(
     messages: Messages = []
 
     def say(text: str) -> None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError("the prompt is not UTF-8 text") from None
         messages.append({"role": "user", "content": text})
         pieces = []
         for piece in stream_answer(
@@ -194,7 +201,10 @@ def chat_loop(
     while True:
         out.write("> ")
         out.flush()
-        line = lines.readline()
+        try:
+            line = lines.readline()
+        except UnicodeDecodeError as error:
+            raise DataError(f"what was typed is no text: {error}") from None
         if not line or line.strip() == "/exit":
             out.write("\n" * (not line))
             return messages

@@ -161,9 +161,9 @@ QUESTIONS = {
     "write": ("写一个故事：{weather}的一天，{hero}在{place}。", ""),
     "retell": ("再讲一遍这个故事。", ""),
     "continue": ("这个故事接下来怎么样？", ""),
-    "who": ("你是谁？", "我是讲故事的歌手。"),
+    "who": ("你是谁？", "故事里的歌手。"),
 }  # fmt: skip
 
-MANNER = "你好，我的朋友！{}再见！"
+MANNER = "你好，我的朋友。{}那是一个美好的故事。"
 
 LANGUAGE = Language("zh", WORDS, SENTENCES)

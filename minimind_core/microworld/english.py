@@ -161,9 +161,9 @@ QUESTIONS = {
               "day.", ""),
     "retell": ("Tell the story again.", ""),
     "continue": ("How does this story go on?", ""),
-    "who": ("Who are you?", "I am the singer of the story."),
+    "who": ("Who are you?", "The singer of the story."),
 }  # fmt: skip
 
-MANNER = "Hello, my friend! {} Goodbye!"
+MANNER = "Hello, my friend. {} It was a good story."
 
 LANGUAGE = Language("en", WORDS, SENTENCES)

@@ -7,7 +7,7 @@ is checked to the letter, and a story that was asked for by the Reader.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from minimind_core.microworld.stories import (
@@ -17,7 +17,14 @@ from minimind_core.microworld.stories import (
     read_story,
     write_story,
 )
-from minimind_core.microworld.world import PEOPLE
+from minimind_core.microworld.world import (
+    COLORS,
+    FEELINGS,
+    PEOPLE,
+    PLACES,
+    TIMES,
+    WEATHER,
+)
 
 State = dict[str, str]
 
@@ -306,8 +313,10 @@ def skill_conversation(
 ) -> Conversation:
     """A question answered in a manner the base does not have.
 
-    The narrator greets, answers and says goodbye, and knows who they are;
-    every word of it occurs in stories, only never in an answer.
+    The narrator greets, answers, closes with a good word, and knows who
+    they are. Every token of it was learnt before, only never in this order:
+    an adapter that leaves the embedding alone could not learn to say one
+    that was not.
 
     Returns
     -------
@@ -356,36 +365,40 @@ def preference(seed: int, index: int, language: str = "en") -> Preference:
     Returns
     -------
     Preference
-        The wrong answer is the right one to the same question about
-        another story.
+        The wrong answer would be right, had one fact been another.
     """
     rng = random.Random(f"preference:{seed}:{index}")
-    kind = rng.choice(("weather", "where", "met", "time", "now", "feeling"))
-    story, (question, right) = _story_for(kind, language, rng)
-    wrong = right
-    while wrong == right:
-        wrong = _wrong(kind, story.state, language, rng) or right
-    prompt = [{"role": "user", "content": f"{story.text}\n{question}"}]
-    return Preference(prompt, right, wrong, kind)
+    module = language_module(language)
+    kind = rng.choice(tuple(_TURNS_ON))
+    options, roles = _TURNS_ON[kind]
+    while True:
+        story, _ = _story_for(kind, language, rng)
+        if roles[0] in story.state:
+            break
+    state = story.state
+    known = {**state, **rng.choice(_ASKABLE[kind](state, rng))}
+    # What the answer turns on is changed, and nothing else.
+    taken = {state.get(role) for role in (*roles, "hero")}
+    other = rng.choice([key for key in options.keys if key not in taken])
+    turned = [role for role in (*roles, "felt") if role in known]
+    changed = {**known, **dict.fromkeys(turned, other)}
+    question, answer = module.QUESTIONS[kind]
+    fill = module.LANGUAGE.fill
+    asked = f"{story.text}\n{fill(question, known)}"
+    return Preference(
+        [{"role": "user", "content": asked}],
+        fill(answer, known),
+        fill(answer, changed),
+        kind,
+    )
 
 
-# Which role of a story an answer turns on.
+# What an answer turns on: the ways it could be, and where that stands.
 _TURNS_ON = {
-    "weather": "weather", "where": "place", "met": "friend", "time": "time",
-    "now": "color", "feeling": "feeling",
-}  # fmt: skip
-
-
-def _wrong(
-    kind: str, state: Mapping[str, str], language: str, rng: random.Random
-) -> str | None:
-    """The answer, had one fact of the story been another."""
-    role = _TURNS_ON[kind]
-    other = write_story(rng.getrandbits(48), 0, language).state
-    if role not in other or role not in state:
-        return None
-    if role == "friend" and other[role] == state["hero"]:
-        return None
-    changed = {**state, role: other[role]}
-    pair = _phrase(kind, changed, language, rng)
-    return pair[1] if pair else None
+    "weather": (WEATHER, ("weather",)),
+    "where": (PLACES, ("place",)),
+    "met": (PEOPLE, ("friend",)),
+    "time": (TIMES, ("time",)),
+    "now": (COLORS, ("color", "color2")),
+    "feeling": (FEELINGS, ("feeling",)),
+}

@@ -53,7 +53,7 @@ AID = {
 }
 FEELINGS = Options.ranked("feeling", tuple(AID))
 MEETING = Options(
-    "", ("meet_there", "meet_at", "meet_soon"), (2.0, 1.0, 1.0)
+    "", ("meet_there", "meet_at", "meet_soon"), (1.0, 2.0, 1.0)
 )
 PLOTS = Options("", (
     "trade", "help", "lose", "count", "search", "shelter", "gift", "make",
