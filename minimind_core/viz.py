@@ -40,6 +40,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE = (
 )  # fmt: skip
 INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 7.2  # inches at 100 pixels each: a page's column
+SHARP = 1.5  # pixels of a picture for one of the page
 
 
 # --- figures ---------------------------------------------------------------
@@ -90,7 +91,7 @@ def new_figure(
 def picture(figure: Figure, alt: str) -> str:
     """A figure as an ``<img>`` with its text and its size.
 
-    The picture is reduced to 64 colours, which halves it and cannot be
+    The picture is reduced to 48 colours, which halves it and cannot be
     seen; the figure is closed.
     """
     import matplotlib.pyplot as plt
@@ -100,14 +101,14 @@ def picture(figure: Figure, alt: str) -> str:
         raise ValueError(f"say what the picture shows, not just {alt!r}")
     raw = io.BytesIO()
     with style():
-        figure.savefig(raw, dpi=200)
+        figure.savefig(raw, dpi=100 * SHARP)
     plt.close(figure)
     image = Image.open(raw).convert("RGB")
-    small = image.quantize(64, dither=Image.Dither.NONE)
+    small = image.quantize(48, dither=Image.Dither.NONE)
     out = io.BytesIO()
     small.save(out, "PNG", optimize=True)
     data = base64.b64encode(out.getvalue()).decode()
-    wide, high = (round(side / 2) for side in image.size)
+    wide, high = (round(side / SHARP) for side in image.size)
     return (
         f'<img alt="{html.escape(alt, quote=True)}" width="{wide}" '
         f'height="{high}" style="max-width:100%;height:auto;'

@@ -123,6 +123,9 @@ def local_page(
 
     for key in ("script_files", "css_files"):
         context[key] = [item for item in context[key] if wanted(item)]
+    # A reference list is said to be a list, and its entries are no items.
+    body = body.replace('<div role="list" class="citation-list">', "<div>")
+    context["body"] = body
     states = [
         json.loads(script.attributes["body"])["state"]
         for script in context["script_files"]
