@@ -456,6 +456,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     with warnings.catch_warnings():
+        # Those are for whoever writes libraries.
+        warnings.simplefilter("ignore", FutureWarning)
         warnings.showwarning = _show_warning
         return _run(options)
 

@@ -79,3 +79,34 @@ def browser():
         )
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory) -> Path:
+    """Every stage of a journey on the microworld, barely trained.
+
+    The folders `tokenizer`, `pretrain`, `sft`, `hf`, `lora`, `merged`; not
+    to be written to.
+    """
+    from minimind_core import (
+        export_hf,
+        merge_lora,
+        pretrain,
+        sft,
+        train_lora,
+        train_tokenizer,
+    )
+    from minimind_core.data import tokenizer_texts
+
+    out = tmp_path_factory.mktemp("small")
+    small = {"batch_size": 4, "device": "cpu", "progress": False}
+    texts = tokenizer_texts("microworld", count=200)
+    train_tokenizer(texts, 500, out=out / "tokenizer")
+    pretrain(
+        out / "pretrain", tokenizer=out / "tokenizer", steps=3, **small
+    )
+    sft(out / "pretrain", out / "sft", steps=2, **small)
+    export_hf(out / "sft", out / "hf")
+    train_lora(out / "hf", out / "lora", steps=2, **small)
+    merge_lora(out / "lora", out / "merged")
+    return out

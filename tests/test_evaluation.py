@@ -1,0 +1,512 @@
+"""What is measured is what is said: sums, floors, answers, characters."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+from minimind_core.checkpoint import load_model
+from minimind_core.config import ModelConfig
+from minimind_core.data import HELD_OUT_EVERY, HELD_OUT_SEED
+from minimind_core.errors import CheckpointError, ConfigError, DataError
+from minimind_core.evaluation import (
+    answer_prompts,
+    document_loss,
+    evaluate,
+    exact_match,
+    held_out_conversations,
+    held_out_documents,
+    held_out_questions,
+    sample_documents,
+    sample_texts,
+)
+from minimind_core.lora import load_base
+from minimind_core.microworld import (
+    QUESTION_KINDS,
+    conversation,
+    write_story,
+)
+from minimind_core.model import CausalLMOutput, MiniMind
+from minimind_core.run import Run, read_facts
+from minimind_core.talk import answer, chat_loop, load_talker, stream_answer
+from minimind_core.tokenizer import decode, encode_document, encode_text
+
+FEW = {"documents": 12, "samples": 6, "questions": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def loaded(small_runs):
+    return load_model(small_runs / "sft")
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded[0]
+
+
+@pytest.fixture
+def tok(loaded):
+    return loaded[1]
+
+
+@pytest.fixture(scope="module")
+def lively(loaded):
+    """Weights at random, large: no two answers of it are alike."""
+    torch.manual_seed(0)
+    shape = loaded[0].config.replace(initializer_range=0.3)
+    return MiniMind(shape).eval()
+
+
+def stories(count, seed=HELD_OUT_SEED):
+    return [write_story(seed, i) for i in range(count)]
+
+
+# --- loss ---
+
+
+def test_document_loss_is_the_sum_over_documents(model, tok):
+    texts = [story.text for story in stories(7)]
+    found = document_loss(model, tok, texts)
+    nats = tokens = 0
+    for text in texts:
+        ids = encode_document(tok, text)
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1]
+        logp = logits.double().log_softmax(-1)
+        nats -= sum(
+            logp[i, token].item() for i, token in enumerate(ids[1:])
+        )
+        tokens += len(ids) - 1
+    # Begin is input only, the end token is counted.
+    assert found.tokens == tokens
+    assert found.bytes == sum(len(t.encode()) for t in texts)
+    # float32 sums in batches: 2e-7 measured.
+    assert found.nats == pytest.approx(nats, rel=1e-6)
+    assert found.per_token == found.nats / tokens
+    assert found.per_byte == found.nats / found.bytes
+
+
+def test_the_order_and_the_batch_do_not_matter(model, tok, monkeypatch):
+    from minimind_core import evaluation
+
+    texts = [story.text for story in stories(30)]
+    whole = document_loss(model, tok, texts)
+    monkeypatch.setattr(evaluation, "BATCH", 7)
+    again = document_loss(model, tok, texts[::-1])
+    assert again.tokens == whole.tokens
+    assert again.nats == pytest.approx(whole.nats, rel=1e-6)
+
+
+def test_a_document_longer_than_the_model(model, tok):
+    text = " ".join(story.text for story in stories(12))
+    ids = encode_document(tok, text)
+    assert len(ids) > 512
+    pieces = -(-len(ids) // 512)
+    # The first token of each piece has nothing to be predicted from.
+    assert document_loss(model, tok, [text]).tokens == len(ids) - pieces
+    assert document_loss(model, tok, [text], seq_len=64).tokens == (
+        len(ids) - -(-len(ids) // 64)
+    )
+
+
+def test_measuring_leaves_the_model_as_it_was(model, tok):
+    model.train()
+    document_loss(model, tok, ["One day."])
+    assert model.training
+    model.eval()
+    document_loss(model, tok, ["One day."])
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_floor_is_that_of_the_same_documents(model, tok):
+    check = held_out_documents(tok, "microworld", seed=3, count=9)
+    found = check(model)
+    held = stories(9, seed=3 + HELD_OUT_SEED)
+    loss = document_loss(model, tok, [s.text for s in held])
+    floor = -sum(s.logprob for s in held)
+    assert found["validation_loss"] == loss.per_token
+    assert found["loss_over_floor"] == loss.nats / floor
+    assert found["floor"] == floor / loss.tokens
+    # Hardly trained, it is far above.
+    assert found["loss_over_floor"] > 1.5
+
+
+def test_a_perfect_model_is_on_the_floor(tok):
+    # Not a model: an oracle that charges each story what the world did.
+    held = stories(5)
+    prices = {s.text: -s.logprob for s in held}
+
+    class Oracle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(()))
+            self.config = ModelConfig(max_position_embeddings=512)
+
+        def forward(self, input_ids, labels, num_items_in_batch, **rest):
+            total = sum(prices[decode(tok, row.tolist())]
+                        for row in input_ids)  # fmt: skip
+            return CausalLMOutput(torch.tensor(total), None)
+
+    check = held_out_documents(tok, "microworld", seed=0, count=5)
+    assert check(Oracle())["loss_over_floor"] == pytest.approx(1, abs=1e-6)
+
+
+def test_held_out_records_of_a_file(tmp_path, model, tok):
+    path = tmp_path / "text.jsonl"
+    lines = [f"Line number {i}, nothing else." for i in range(60)]
+    path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+    check = held_out_documents(tok, path, seed=0)
+    expected = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    assert check(model) == {
+        "validation_loss": document_loss(model, tok, expected).per_token
+    }
+
+
+def test_answers_alone_are_measured(model, tok):
+    check = held_out_conversations(
+        tok, "microworld", seed=0, seq_len=256, count=10
+    )
+    found = check(model)["validation_loss"]
+    assert 0 < found < 10
+    # With too little room for any answer there is nothing to say.
+    nothing = held_out_conversations(
+        tok, "microworld", seed=0, seq_len=4, count=10
+    )
+    assert nothing(model) == {}
+
+
+# --- samples ---
+
+
+def test_samples_are_seeded_and_start_from_nothing(model, tok):
+    a = sample_texts(model, tok, 5, seed=1, max_new_tokens=20)
+    assert a == sample_texts(model, tok, 5, seed=1, max_new_tokens=20)
+    assert a != sample_texts(model, tok, 5, seed=2, max_new_tokens=20)
+    assert len(a) == 5
+    # Hardly trained, most do not end: those say so.
+    assert any(text.endswith("…") for text in a)
+
+
+def test_valid_samples_are_counted(model, tok, monkeypatch):
+    from minimind_core import evaluation
+
+    good = [story.text for story in stories(3)]
+
+    def written(*args, **kwargs):
+        return [*good, "Nonsense.", good[0] + "…"]
+
+    monkeypatch.setattr(evaluation, "sample_texts", written)
+    check = sample_documents(tok, "microworld", count=5)
+    assert check(model) == {
+        "samples": [*good, "Nonsense."], "valid_fraction": 3 / 5,
+    }  # fmt: skip
+
+
+# --- answers ---
+
+
+def test_answers_in_a_batch_are_the_answers_alone(lively, tok):
+    talks = held_out_questions("en", each=1)
+    prompts = [talk.prompt(len(talk.kinds) - 1) for talk in talks]
+    together = answer_prompts(lively, tok, prompts, max_new_tokens=12)
+    alone = [answer(lively, tok, p, max_new_tokens=12) for p in prompts]
+    assert together == alone
+    assert len(set(together)) == len(together)
+    few = answer_prompts(
+        lively, tok, prompts, max_new_tokens=12, batch_size=3
+    )
+    assert few == together
+
+
+def test_exact_match_by_kind(model, tok, monkeypatch):
+    from minimind_core import evaluation
+
+    talks = held_out_questions("en", each=3)
+    asked = [(t, turn) for t in talks for turn in range(len(t.kinds))]
+
+    def all_but_weather(model, tokenizer, prompts):
+        assert [p for p in prompts] == [t.prompt(n) for t, n in asked]
+        return [
+            "No." if t.kinds[n] == "weather" else t.answers[n]
+            for t, n in asked
+        ]
+
+    monkeypatch.setattr(evaluation, "answer_prompts", all_but_weather)
+    found = exact_match(model, tok, talks)
+    assert set(found) == set(QUESTION_KINDS)
+    assert found.pop("weather") == 0
+    assert set(found.values()) == {1.0}
+
+
+def test_questions_are_held_out_and_about_other_stories():
+    talks = held_out_questions("en", each=5, kinds=("weather", "skill"))
+    assert len(talks) == 10
+    assert [t.kinds for t in talks[:5]] == [("weather",)] * 5
+    assert len({t.messages[0]["content"] for t in talks}) == 10
+    trained = {
+        conversation(0, i).messages[0]["content"] for i in range(200)
+    }
+    held = {t.messages[0]["content"] for t in talks}
+    assert not trained & held
+
+
+# --- evaluate ---
+
+
+@pytest.mark.parametrize(
+    ("stage", "skill"),
+    [("pretrain", None), ("sft", False), ("hf", False), ("lora", True),
+     ("merged", True)],
+)  # fmt: skip
+def test_every_stage_is_evaluated(small_runs, stage, skill):
+    found = evaluate(small_runs / stage, **FEW)
+    expected = {"loss_per_token", "loss_per_byte", "loss_over_floor",
+                "valid_fraction"}  # fmt: skip
+    if skill is None:
+        assert set(found) == expected
+    else:
+        assert set(found) == {*expected, "exact_match"}
+        kinds = {*QUESTION_KINDS, "skill"} if skill else {*QUESTION_KINDS}
+        assert set(found["exact_match"]) == kinds
+    assert json.loads(json.dumps(found)) == found
+    # Hardly trained, it is far above the floor.
+    assert 2 < found["loss_over_floor"] < 50
+    assert found["loss_per_byte"] < found["loss_per_token"]
+    assert found["valid_fraction"] == 0
+    # The same again, samples included.
+    assert evaluate(small_runs / stage, **FEW) == found
+
+
+def test_an_export_measures_as_its_run(small_runs):
+    runs = [evaluate(small_runs / s, **FEW) for s in ("sft", "hf")]
+    assert runs[0] == runs[1]
+    # Merged in memory or on the disk.
+    merged = [evaluate(small_runs / s, **FEW) for s in ("lora", "merged")]
+    assert merged[0] == merged[1]
+    assert merged[0]["loss_per_token"] != runs[0]["loss_per_token"]
+
+
+def test_a_run_in_memory(small_runs, loaded):
+    run = Run(*loaded, [], small_runs / "sft")
+    assert evaluate(run, **FEW) == evaluate(small_runs / "sft", **FEW)
+
+
+def test_a_hugging_face_model_measures_alike(small_runs, model, tok):
+    texts = [s.text for s in stories(10)]
+    theirs = load_base(small_runs / "sft").eval()
+    ours = document_loss(model, tok, texts)
+    assert document_loss(theirs, tok, texts).nats == pytest.approx(
+        ours.nats, rel=1e-6
+    )
+    prompts = [conversation(1, i).prompt(0) for i in range(4)]
+    assert answer_prompts(
+        theirs, tok, prompts, max_new_tokens=10
+    ) == answer_prompts(model, tok, prompts, max_new_tokens=10)
+
+
+def test_text_and_conversation_files(tmp_path, small_runs):
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join(s.text for s in stories(60)))
+    found = evaluate(small_runs / "pretrain", data=text, **FEW)
+    assert set(found) == {"loss_per_token", "loss_per_byte"}
+    chat = tmp_path / "b.jsonl"
+    chat.write_text(
+        "".join(
+            json.dumps({"conversations": conversation(5, i).messages}) + "\n"
+            for i in range(30)
+        )
+    )
+    found = evaluate(small_runs / "sft", data=[str(chat)], **FEW)
+    assert set(found) == {"loss_per_token", "loss_per_byte", "exact_match"}
+    assert 0 < found["loss_per_token"] < 10
+
+
+@pytest.mark.parametrize("name", ["documents", "samples", "questions"])
+def test_nothing_to_count(small_runs, name):
+    with pytest.raises(ConfigError, match=name):
+        evaluate(small_runs / "sft", **{**FEW, name: 0})
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        evaluate(tmp_path / "none", device="cpu")
+
+
+def test_facts_name_stage_and_data(small_runs):
+    for stage, said in (("pretrain", "pretrain"), ("sft", "sft"),
+                        ("lora", "lora"), ("merged", "merged")):  # fmt: skip
+        facts = read_facts(small_runs / stage)
+        assert facts["stage"] == said
+        assert facts["data"] == ["microworld"]
+
+
+# --- talking ---
+
+
+class Scripted:
+    """Stands for `stream_tokens`: says what it is told to."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, model, prompt, **options):
+        return iter(self.ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Mia went to the lake.", "小猫去了湖边。", "naïve café €5 🙂🙃 x",
+     "🙂", "a�b"],
+)  # fmt: skip
+def test_never_half_a_character(monkeypatch, model, tok, text):
+    from minimind_core import talk
+
+    # One byte a token: no text can come in smaller pieces than that.
+    shown = ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_of = shown.pre_tokenize_str(text)[0][0]
+    ids = [tok.convert_tokens_to_ids(byte) for byte in bytes_of]
+    assert len(ids) == len(text.encode())
+    monkeypatch.setattr(talk, "stream_tokens", Scripted(ids))
+    pieces = list(
+        stream_answer(model, tok, [{"role": "user", "content": "?"}])
+    )
+    assert "".join(pieces) == text
+    assert all(piece for piece in pieces)
+    if "�" not in text:
+        assert not any("�" in piece for piece in pieces)
+        assert len(pieces) == len(text)
+
+
+def test_a_broken_end_is_shown_at_the_end(monkeypatch, model, tok):
+    from minimind_core import talk
+
+    whole = encode_text(tok, "ok ")
+    half = tok.convert_tokens_to_ids("ð")  # the first byte of an emoji
+    monkeypatch.setattr(talk, "stream_tokens", Scripted([*whole, half]))
+    said = "".join(
+        stream_answer(model, tok, [{"role": "user", "content": "?"}])
+    )
+    assert said == "ok �"
+
+
+def test_a_stream_says_what_answer_says(lively, tok):
+    for i in range(4):
+        messages = conversation(2, i).prompt(0)
+        streamed = "".join(
+            stream_answer(lively, tok, messages, max_new_tokens=15)
+        )
+        assert streamed == answer(lively, tok, messages, max_new_tokens=15)
+
+
+def test_sampled_streams_are_seeded(lively, tok):
+    def said(seed):
+        return list(
+            stream_answer(
+                lively, tok, [{"role": "user", "content": "Hello"}],
+                temperature=1.0, seed=seed, max_new_tokens=12,
+            )
+        )  # fmt: skip
+
+    assert said(1) == said(1)
+    assert said(1) != said(2)
+
+
+def test_a_conversation_too_long(model, tok):
+    long = [{"role": "user", "content": "far too long " * 600}]
+    with pytest.raises(DataError, match="begin a new one"):
+        next(stream_answer(model, tok, long))
+
+
+def test_a_hugging_face_model_answers_in_one_piece(small_runs, model, tok):
+    theirs = load_base(small_runs / "hf").eval()
+    messages = conversation(2, 0).prompt(0)
+    pieces = list(stream_answer(theirs, tok, messages, max_new_tokens=9))
+    assert len(pieces) == 1
+    assert pieces[0] == answer(model, tok, messages, max_new_tokens=9)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "hf", "lora", "merged"])
+def test_one_prompt(small_runs, stage):
+    out = io.StringIO()
+    messages = chat_loop(
+        small_runs / stage, prompt="Where is Mia?", max_new_tokens=5,
+        out=out, device="cpu",
+    )  # fmt: skip
+    assert [m["role"] for m in messages] == ["user", "assistant"]
+    assert out.getvalue() == messages[1]["content"] + "\n"
+
+
+def test_an_adapter_talks_as_its_merged_model(small_runs):
+    messages = [{"role": "user", "content": "Who are you?"}]
+    said = [
+        answer(*load_talker(small_runs / stage), messages, max_new_tokens=12)
+        for stage in ("lora", "merged")
+    ]
+    assert said[0] == said[1]
+
+
+def talked(small_runs, typed, **options):
+    out = io.StringIO()
+    messages = chat_loop(
+        small_runs / "sft", lines=io.StringIO(typed), out=out,
+        max_new_tokens=4, device="cpu", **options,
+    )  # fmt: skip
+    return messages, out.getvalue()
+
+
+def test_the_loop_remembers(small_runs, monkeypatch):
+    from minimind_core import talk
+
+    seen = []
+
+    def remember(model, tokenizer, messages, **options):
+        seen.append([m["content"] for m in messages])
+        yield f"answer {len(seen)}"
+
+    monkeypatch.setattr(talk, "stream_answer", remember)
+    messages, shown = talked(
+        small_runs, "first\n\n second\\nline \n/reset\nthird\n/exit\nmore\n"
+    )
+    assert seen == [
+        ["first"],
+        ["first", "answer 1", " second\nline "],
+        ["third"],
+    ]
+    assert [m["content"] for m in messages] == ["third", "answer 3"]
+    assert "/reset begins anew" in shown
+    assert shown.count("> ") == 6
+    assert shown.endswith("> ")
+
+
+def test_the_loop_ends_with_its_input(small_runs):
+    messages, shown = talked(small_runs, "Hello")
+    assert len(messages) == 2
+    assert shown.endswith("> \n")
+    assert talked(small_runs, "")[0] == []
+
+
+def test_the_loop_goes_on_after_too_much(small_runs):
+    typed = "word " * 3000 + "\nHello\n"
+    messages, shown = talked(small_runs, typed)
+    assert "begin a new one" in shown
+    assert messages[0]["content"] == "Hello"
+    assert len(messages) == 2
+
+
+def test_what_is_typed_must_be_text(small_runs):
+    with pytest.raises(DataError, match="not UTF-8"):
+        chat_loop(small_runs / "sft", prompt="\udcff", device="cpu",
+                  out=io.StringIO())  # fmt: skip
+    broken = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8")
+    with pytest.raises(DataError, match="no text"):
+        chat_loop(small_runs / "sft", lines=broken, out=io.StringIO(),
+                  device="cpu")  # fmt: skip
+
+
+def test_losses_are_finite(small_runs):
+    found = evaluate(small_runs / "pretrain", **FEW)
+    assert all(math.isfinite(v) for v in found.values())
