@@ -31,15 +31,15 @@ pretrain(sys.argv[2], tokenizer=sys.argv[3], resume=bool(sys.argv[4]),
 """
 
 IN_A_SAVE = """
-from minimind_core import checkpoint
-flush, calls = checkpoint._flush, []
+from minimind_core import files
+flush, calls = files.flush, []
 def killing(folder):
     calls.append(folder)
     if len(calls) == 2:
         (folder / "training.pt").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     flush(folder)
-checkpoint._flush = killing
+files.flush = killing
 """
 
 IN_A_STEP = """
