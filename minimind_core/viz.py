@@ -375,7 +375,7 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
         File name -> what is in it. Only these are shown.
     """
     rows = [
-        f"<tr><td {_CELL}><code>{name}</code></td>"
+        f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
         f'<td style="text-align:right">'
         f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
         f"<td {_CELL}>{html.escape(text)}</td></tr>"
