@@ -354,8 +354,9 @@ def save_checkpoint(
 
     folder = Path(run) / CHECKPOINTS
     out = folder / f"step_{step:08d}"
-    if out.exists():
-        shutil.rmtree(out)
+    # What a process that was killed here has left behind.
+    for part in (out, *folder.glob(".step_*")):
+        shutil.rmtree(part, ignore_errors=True)
     with atomic_folder(out) as partial:
         save_file(dict(weights), partial / WEIGHTS)
         torch.save(dict(training), partial / "training.pt")
