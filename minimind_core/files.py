@@ -84,6 +84,10 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
                 out.rmdir()
             partial.rename(out)
             _flush_entry(out.parent)
+    except OutputError as error:
+        # Whoever writes a file in it knows the temporary name only.
+        told = str(error).replace(str(partial), str(out))
+        raise OutputError(told) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

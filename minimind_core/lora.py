@@ -29,6 +29,7 @@ from minimind_core.checkpoint import (
     RUN_FILE,
     load_config,
     load_weights,
+    read_weights,
     weights_of,
 )
 from minimind_core.config import get_preset
@@ -216,18 +217,33 @@ def _peft() -> Iterator[Any]:
 
 
 def load_base(folder: str | Path, device: str = "cpu") -> Any:
-    """An exported folder as a stock `Qwen3ForCausalLM`, in float32."""
+    """An exported folder as a stock `Qwen3ForCausalLM`, in float32.
+
+    Raises
+    ------
+    CheckpointError
+        If anything is missing, damaged or does not fit.
+    """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     folder = Path(folder)
-    load_config(folder)
+    # Read strictly first: where a tensor is missing, transformers starts
+    # with a random one and only reports it.
+    strict = MiniMind(load_config(folder))
+    load_weights(strict, read_weights(folder), str(folder))
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder.resolve()), dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder}: {reason}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.to(device)
 
 
@@ -318,6 +334,11 @@ def train_lora(
         return Run(model, tok, read_log(out), out)
     source = open_source(spec, "skill", seed=seed)
     tok = load_tokenizer(base)
+    if len(tok) > shape.vocab_size:
+        raise CheckpointError(
+            f"{base}: the tokenizer has {len(tok)} tokens, the model only "
+            f"{shape.vocab_size}"
+        )
     encode = conversation_encoder(tok, config.seq_len)
     stream: RowStream = Rows(
         source, encode, seq_len=config.seq_len, seed=seed

@@ -297,8 +297,9 @@ def _train(
         if folder.note and trainer.progress.stream is not None:
             print(folder.note)
         folder.begin()
-        # From the first step on, a run carries its tokenizer.
-        save_tokenizer(tok, folder.path)
+        if folder.checkpoint is None:
+            # From the first step on, a run carries its tokenizer.
+            save_tokenizer(tok, folder.path)
     trainer.processes.wait()
     if folder.checkpoint is not None:
         trainer.resume(folder.checkpoint)

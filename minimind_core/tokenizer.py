@@ -25,6 +25,7 @@ from minimind_core.files import (
     read_json,
     require_new,
     write_json,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -184,7 +185,13 @@ def save_tokenizer(
     some readers build other ids without a word.
     """
     folder = Path(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        try:
+            tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # the backend raises bare Exceptions
+            raise OSError(str(error)) from error
     path = folder / "tokenizer_config.json"
     config = read_json(path)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
