@@ -24,7 +24,9 @@ SITE = ROOT / "_build" / "html"
 PAGES = sorted(
     str(path.relative_to(SITE))
     for path in SITE.rglob("*.html")
-    if "_static" not in path.parts and "_sources" not in path.parts
+    if "_static" not in path.parts
+    and "_sources" not in path.parts
+    and path != SITE / "index.html"  # which only leads to the front page
 ) or ["book/index.html"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 CHAPTERS = [f"{entry['file']}.html" for entry in TOC["chapters"]]
@@ -351,6 +353,13 @@ def test_without_scripts_there_is_still_a_page(name, site, visit):
     assert len(page.locator("article").inner_text()) > 300
     frames = page.locator(".first-frame")
     assert [one for one in frames.all() if not one.is_visible()] == []
+
+
+def test_the_address_itself_leads_to_the_front_page(server, browser):
+    page = browser.new_page()
+    page.goto(server)
+    page.wait_for_url(f"{server}/{READ[0]}")
+    page.context.close()
 
 
 def test_search_finds_a_word(server, visit):

@@ -18,13 +18,14 @@ import matplotlib
 from PIL import Image
 
 from minimind_core.run import column, read_log
+from minimind_core.viz import INK, PAPER
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "book" / "_static" / "journey.png"
-PAPER, INK, PALE = "#fdfcf9", "#22272b", "#515a61"
+PALE = "#515a61"
 BLUE, GOLD = "#17607d", "#b4690e"
 
 
