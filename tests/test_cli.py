@@ -353,6 +353,19 @@ def test_a_journey_may_be_moved(journey, tmp_path, capsys):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "hf", "lora", "merged"])
+def test_a_journey_is_measured_on_its_own_files(journey, capsys, stage):
+    home, _ = journey
+    assert run("eval", home / "J" / stage, "--json", "--device", "cpu") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = {"loss_per_token", "loss_per_byte"}
+    if stage != "pretrain":
+        expected.add("exact_match")
+        assert set(found["exact_match"]) == {"all"}
+    assert set(found) == expected
+    assert 0 < found["loss_per_byte"] < found["loss_per_token"] < 10
+
+
 # --- what can come in between ---
 
 
