@@ -159,7 +159,9 @@ def open_folder(out: str | Path, *, resume: bool) -> RunFolder:
         note = f"resuming {path} from {saved[-1].name}"
         return RunFolder(path, checkpoint=saved[-1], note=note)
     known = {LOG_FILE, CHECKPOINTS}
-    if path.exists():
+    # With a log in it, it is a run that was killed before its first save, or
+    # in its last: whatever else is there was this run's.
+    if path.exists() and not (path / LOG_FILE).exists():
         strange = [
             p.name
             for p in path.iterdir()

@@ -188,6 +188,28 @@ def test_bad_conversations(here, refuse, small_runs, name):
     refuse(["journey", "--lora-chat", name, "--out", "out"], *said)
 
 
+@pytest.mark.parametrize("save_every", ["0", "2"])
+def test_killed_in_its_last_save(
+    here, capsys, small_runs, monkeypatch, save_every
+):
+    from minimind_core import recipes, run
+
+    words = ["pretrain", "--tokenizer", str(small_runs / "tokenizer"),
+             "--out", "run", "--save-every", save_every, *SMALL]  # fmt: skip
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.RunFolder, "finish", killed)
+        assert main(words) == 130
+    assert (here / "run" / "model.safetensors").exists()
+    assert recipes.open_folder("run", resume=True).finished is False
+    assert main([*words, "--resume"]) == 0
+    load_model(here / "run")
+    assert [r["step"] for r in run.read_log("run")] == [1, 2]
+
+
 def test_answers_that_never_fit(here, capsys, small_runs):
     (here / "long.jsonl").write_text(
         lines({"conversations": [{**TURN, "content": "word " * 200}, REPLY]})
