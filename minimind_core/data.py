@@ -72,8 +72,9 @@ class DataSpec:
     paths : tuple of Path
         Files; empty for the microworld.
     part : {"", "tenth", "rest"}
-        Every tenth record of a file, or all the others, written
-        ``FILE#tenth`` and ``FILE#rest``: one file for two stages.
+        Every tenth record to train on of a file, or all the others, written
+        ``FILE#tenth`` and ``FILE#rest``: one file for two stages. What is
+        held out is the same for both.
     """
 
     language: str | None
@@ -710,10 +711,12 @@ def open_source(
         )
     stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
     wanted = "text" if kind == "text" else "conversations"
-    source: Source = _open_files(spec.paths, wanted, stamps)
-    if spec.part:
+    files = _open_files(spec.paths, wanted, stamps)
+    source = Slice(files, held_out=held_out)
+    if spec.part and not held_out:
+        # After the split, so that what is held out is so from every part.
         source = Slice(source, held_out=spec.part == "tenth", every=10)
-    return Slice(source, held_out=held_out)
+    return source
 
 
 @functools.lru_cache(maxsize=4)

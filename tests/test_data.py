@@ -140,6 +140,24 @@ def test_slices_share_everything_out():
     assert [p.indices for p in one] == [[0], [0]]
 
 
+def test_two_stages_share_one_file_and_what_it_holds_out(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(220)))
+
+    def found(name, **options):
+        source = open_source(name, "text", **options)
+        return set(source.records(range(source.size)))
+
+    tenth, rest = found(f"{path}#tenth"), found(f"{path}#rest")
+    held = found(path, held_out=True)
+    assert held == found(f"{path}#tenth", held_out=True)
+    assert held == found(f"{path}#rest", held_out=True)
+    assert not tenth & rest
+    assert not (tenth | rest) & held
+    assert len(tenth) == 20
+    assert len(tenth | rest | held) == 220
+
+
 def test_held_out_stories_are_another_stream():
     train = open_source("microworld", "text", seed=3)
     held = open_source("microworld", "text", seed=3, held_out=True)

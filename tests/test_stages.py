@@ -1,0 +1,90 @@
+"""The cache of trained stages: made once, keyed on what makes them."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import minimind_core
+from minimind_core import config, stages
+from minimind_core.errors import ConfigError
+from minimind_core.run import is_finished
+from minimind_core.stages import STAGES, cache_folder, get_stage
+
+
+def digest_of(monkeypatch, folder):
+    stages.code_digest.cache_clear()
+    monkeypatch.setattr(minimind_core, "__file__", str(folder / "x.py"))
+    found = stages.code_digest()
+    stages.code_digest.cache_clear()
+    return found
+
+
+def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
+    source = Path(minimind_core.__file__).parent
+    copy = tmp_path / "package"
+    shutil.copytree(source, copy)
+    before = digest_of(monkeypatch, copy)
+    assert before == digest_of(monkeypatch, copy)
+
+    def changed(name, old, new):
+        path = copy / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        found = digest_of(monkeypatch, copy)
+        path.write_text(text, encoding="utf-8")
+        return found
+
+    loud = '"""The transformer, written out'
+    assert changed("model.py", loud, '"""Other words') == before
+    assert changed("model.py", "import math", "import math  # so") == before
+    # What only shows or starts things does not make a model.
+    assert changed("viz.py", "WIDTH = 7.2", "WIDTH = 7.0") == before
+    constant = "IGNORE_INDEX = -100"
+    assert changed("model.py", constant, "IGNORE_INDEX = -1") != before
+    table = "microworld/english.py"
+    assert changed(table, '"Mia", "she"', '"Mina", "she"') != before
+
+
+def test_the_cache_is_where_it_is_asked_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MINIMIND_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / "xdg" / "minimind_core"
+
+
+def test_an_unknown_stage_names_the_known_ones():
+    with pytest.raises(ConfigError, match="tokenizer, pretrain, sft"):
+        get_stage("dpo")
+
+
+def test_a_stage_is_made_once_with_all_before_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    tiny = config.PRESETS["tiny"]
+    short = {
+        name: getattr(tiny, name).replace(
+            steps=2, batch_size=2, sample_every=0
+        )
+        for name in ("pretrain", "sft", "lora")
+    }
+    monkeypatch.setitem(config.PRESETS, "tiny", replace(tiny, **short))
+    folder = get_stage("sft", progress=False)
+    home = folder.parent
+    assert home.parent == tmp_path / "stages"
+    made = {path.name for path in home.iterdir()}
+    assert made == {"tokenizer", "pretrain", "sft"}
+    assert is_finished(folder)
+    times = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
+    assert get_stage("sft", progress=False) == folder
+    assert {p: p.stat().st_mtime_ns for p in home.rglob("*")} == times
+    merged = get_stage("merged", progress=False)
+    assert {path.name for path in home.iterdir()} == set(STAGES)
+    assert (merged / "model.safetensors").exists()
+    # Another seed is another model.
+    other = get_stage("tokenizer", seed=1, progress=False)
+    assert other.parent != home
