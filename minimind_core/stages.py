@@ -3,7 +3,8 @@
     from minimind_core.stages import get_stage
     folder = get_stage("sft")          # instantly, or after a few minutes
 
-    python -m minimind_core.stages     # make all of them, as `make stages`
+    python -m minimind_core.stages     # make all of them, as `make stages`,
+                                       # and the results of all studies
 
 The cache is keyed on the code that makes a model: an edit to it trains anew,
 an edit to a comment or a docstring does not.
@@ -18,7 +19,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +39,10 @@ STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
 """In the order they are made, each from the ones before it."""
 
 # Modules that a trained model does not depend on.
-BESIDE = {"__init__", "__main__", "cli", "system", "talk", "viz", "stages"}
+BESIDE = {
+    "__init__", "__main__", "cli", "exhibits", "floats", "stages", "studies",
+    "system", "talk", "viz",
+}  # fmt: skip
 KEEP = 3
 
 
@@ -70,11 +74,29 @@ def code_digest() -> str:
     start things; the version of torch does.
     """
     root = Path(minimind_core.__file__).parent
-    digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root).as_posix()
-        if name.removesuffix(".py").split("/")[0] in BESIDE:
-            continue
+    files = [
+        file
+        for file in sorted(root.rglob("*.py"))
+        if file.relative_to(root).parts[0].removesuffix(".py") not in BESIDE
+    ]
+    return digest(files, torch.__version__)
+
+
+def digest(files: Iterable[Path], start: str) -> str:
+    """A short name for what the code in files does.
+
+    Parameters
+    ----------
+    files : iterable of path
+        Python files of this package.
+    start : str
+        Something else that the name shall depend on.
+    """
+    root = Path(minimind_core.__file__).parent
+    found = hashlib.sha256(start.encode())
+    for file in files:
+        inside = file.is_relative_to(root)
+        name = file.relative_to(root).as_posix() if inside else file.name
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -85,22 +107,25 @@ def code_digest() -> str:
                 and isinstance(body[0].value, ast.Constant)
             ):
                 body[0].value.value = ""
-        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:12]
+        found.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return found.hexdigest()[:12]
 
 
 def get_stage(
     name: str,
     *,
+    preset: str = "tiny",
     data: str = "microworld",
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """The folder of a trained stage of the ``tiny`` preset.
+    """The folder of a trained stage.
 
     Parameters
     ----------
     name : {"tokenizer", "pretrain", "sft", "hf", "lora", "merged"}
+    preset : {"tiny", "small", "base"}
+        The model's size. The two larger ones are for a GPU.
     data : str
         ``microworld`` or ``microworld:zh``.
     seed : int
@@ -115,28 +140,32 @@ def get_stage(
     Raises
     ------
     ConfigError
-        For an unknown stage.
+        For an unknown stage or preset.
     """
     if name not in STAGES:
         raise ConfigError(
             f"unknown stage {name!r}; there is {', '.join(STAGES)}"
         )
+    size = get_preset(preset).name
     spec = parse_data(data)
     key = f"{code_digest()}-{str(spec).replace(':', '-')}-{seed}"
+    if size != "tiny":
+        key += f"-{size}"
     base = cache_folder() / "stages"
     folder = base / key
     # Two notebooks may ask at once: the second waits for the first.
-    with _lock(base, key):
+    with locked(base, key):
         fresh = not folder.exists()
         for stage in STAGES[: STAGES.index(name) + 1]:
-            _make(stage, folder, str(spec), seed, progress)
+            _make(stage, folder, size, str(spec), seed, progress)
         if fresh:
             _forget_old(base, folder)
     return folder / name
 
 
 @contextlib.contextmanager
-def _lock(base: Path, key: str) -> Iterator[None]:
+def locked(base: Path, key: str) -> Iterator[None]:
+    """Let one process at a time make what is called `key` in a folder."""
     from filelock import FileLock
 
     base.mkdir(parents=True, exist_ok=True)
@@ -145,19 +174,24 @@ def _lock(base: Path, key: str) -> Iterator[None]:
 
 
 def _make(
-    stage: str, folder: Path, data: str, seed: int, progress: bool
+    stage: str,
+    folder: Path,
+    preset: str,
+    data: str,
+    seed: int,
+    progress: bool,
 ) -> None:
     out = folder / stage
     trained = stage in ("pretrain", "sft", "lora")
     if is_finished(out) if trained else out.exists():
         return
     if stage == "tokenizer":
-        size = get_preset("tiny").vocab_size
+        size = get_preset(preset).vocab_size
         train_tokenizer(tokenizer_texts(data), size, out=out)
     elif stage == "pretrain":
         pretrain(
-            out, data=data, seed=seed, tokenizer=folder / "tokenizer",
-            progress=progress, resume=True, save_every=200,
+            out, preset=preset, data=data, seed=seed, progress=progress,
+            tokenizer=folder / "tokenizer", resume=True, save_every=200,
         )  # fmt: skip
     elif stage == "sft":
         sft(
@@ -186,7 +220,9 @@ def _forget_old(base: Path, newest: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make every stage, or say where the cache is."""
+    """Make every stage and every study of the book, or clear the cache."""
+    from minimind_core.studies import get_study, studies
+
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.stages", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -199,8 +235,12 @@ def main(arguments: list[str] | None = None) -> None:
         shutil.rmtree(cache_folder(), ignore_errors=True)
         print(f"removed {cache_folder()}")
         return
-    print(f"stages are kept in {cache_folder()}")
-    print(f"ready: {get_stage(STAGES[-1]).parent}")
+    print(f"what is made is kept in {cache_folder()}")
+    get_stage(STAGES[-1])
+    for name in studies():
+        print(f"study: {name}", flush=True)
+        get_study(name)
+    print("ready")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import inspect
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, PURPLE = (
     "#0072b2", "#b35900", "#00795a", "#b3261e", "#8a4a78",
 )  # fmt: skip
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v")
 INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 7.2  # inches at 100 pixels each: a page's column
 SHARP = 1.5  # pixels of a picture for one of the page
@@ -283,6 +286,128 @@ def plot_bars(
     if others is not None:
         axes.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=2)
     return figure
+
+
+def plot_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    level: Mapping[str, float] | None = None,
+    markers: bool = False,
+    legend: bool = True,
+    title: str = "",
+    height: float = 3.2,
+) -> Figure:
+    """Curves that colour and line style both tell apart.
+
+    Parameters
+    ----------
+    lines : mapping of str to (xs, ys)
+        Each curve's name in the legend and its points.
+    xlabel, ylabel : str
+        With units.
+    logx, logy : bool
+        A logarithmic axis.
+    level : mapping of str to float, optional
+        Horizontal lines with a name, such as a floor.
+    markers : bool
+        A mark at each point.
+    legend : bool
+    title : str
+    height : float
+        In inches.
+    """
+    figure, axes = new_figure(height=height)
+    right = -math.inf
+    for number, (name, (xs, ys)) in enumerate(lines.items()):
+        axes.plot(
+            xs, ys, label=name, lw=1.8, ms=5,
+            color=COLOURS[number % len(COLOURS)],
+            ls=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)] if markers else None,
+        )  # fmt: skip
+        right = max(right, *xs)
+    for name, value in (level or {}).items():
+        axes.axhline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
+        axes.annotate(
+            name, (right, value), ha="right", va="bottom", fontsize=9,
+            xytext=(0, 2), textcoords="offset points",
+        )  # fmt: skip
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if logx:
+        axes.set_xscale("log")
+    if logy:
+        axes.set_yscale("log")
+    if legend and len(lines) > 1:
+        axes.legend(fontsize=9)
+    return figure
+
+
+def plot_map(
+    matrix: Any,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+    numbers: bool = False,
+    title: str = "",
+    height: float | None = None,
+) -> Figure:
+    """A table of numbers as shades, row by row from the top.
+
+    Parameters
+    ----------
+    matrix : array, shape (rows, columns)
+    rows, columns : sequence of str, optional
+        Names at the edges.
+    xlabel, ylabel : str
+    label : str
+        What the shade means; without it there is no scale beside the map.
+    limits : tuple of float, optional
+        Values of the lightest and the darkest shade.
+    numbers : bool
+        Write each value into its field.
+    title : str
+    height : float, optional
+        In inches; chosen from the number of rows if not given.
+    """
+    high = height or min(0.28 * len(matrix) + 1.4, 6.0)
+    figure, axes = new_figure(height=high)
+    low, top = limits or (None, None)
+    image = axes.imshow(matrix, cmap="Blues", vmin=low, vmax=top,
+                        aspect="auto")  # fmt: skip
+    axes.grid(False)
+    if columns is not None:
+        long = max(map(len, columns)) > 4 and len(columns) > 8
+        axes.set_xticks(range(len(columns)), columns, fontsize=9,
+                        rotation=90 if long else 0)  # fmt: skip
+    if rows is not None:
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    if numbers:
+        for (row, column_), share in _shares(matrix, image):
+            value = float(matrix[row][column_])
+            text = f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
+            axes.text(column_, row, text, ha="center", va="center",
+                      fontsize=9, color=PAPER if share > 0.55 else INK)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if label:
+        figure.colorbar(image, ax=axes, label=label, pad=0.01)
+    return figure
+
+
+def _shares(
+    matrix: Any, image: Any
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """Where each value of a map lies between its lightest and darkest."""
+    for row, values in enumerate(matrix):
+        for place, value in enumerate(values):
+            yield (row, place), float(image.norm(float(value)))
 
 
 # --- text ------------------------------------------------------------------

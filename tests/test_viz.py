@@ -135,3 +135,27 @@ def test_bars_and_maps_carry_names():
         np.eye(3), ["x", "y", "z"], rows=[1, 2]
     ).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["y", "z"]
+
+
+def test_lines_differ_in_more_than_colour():
+    lines = {str(i): ([1, 2], [i, i + 1]) for i in range(5)}
+    figure = viz.plot_lines(
+        lines, xlabel="x", ylabel="y", level={"floor": 0.5}, logy=True
+    )
+    drawn = figure.axes[0].get_lines()[:5]
+    assert len({line.get_color() for line in drawn}) == 5
+    assert len({str(line.get_linestyle()) for line in drawn[:4]}) == 4
+    assert "floor" in [text.get_text() for text in figure.axes[0].texts]
+    assert len(figure.axes[0].get_legend().get_texts()) == 5
+    viz.picture(figure, "five lines going up")
+
+
+def test_a_map_can_carry_its_numbers():
+    figure = viz.plot_map(
+        [[0.25, 1.0], [0.0, 0.5]], rows=["a", "b"], columns=["c", "d"],
+        numbers=True, label="weight", limits=(0, 1),
+    )  # fmt: skip
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written == ["0.25", "1", "0", "0.50"]
+    assert len(figure.axes) == 2  # the scale beside it
+    viz.picture(figure, "two rows of two")
