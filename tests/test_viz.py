@@ -1,6 +1,7 @@
 """Figures say what they show; what moves needs no kernel."""
 
 import base64
+import html
 import io
 import re
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from minimind_core import viz
 from minimind_core.data import tokenizer_texts
+from minimind_core.floats import FLOAT16
 from minimind_core.microworld import write_story
 from minimind_core.model import RMSNorm
 from minimind_core.tokenizer import train_tokenizer
@@ -61,7 +63,7 @@ def test_a_story_is_judged_where_it_leaves_the_world():
     assert "✗ leaves the world" in page
     assert "&lt;b&gt;zebra" in page
     kept, wrong = page.split("<mark", 1)
-    assert kept.endswith(viz.html.escape(story.text[:at]))
+    assert kept.endswith(html.escape(story.text[:at]))
     assert "zebra" in wrong
     assert "✓" in viz.story_html(write_story(0, 4, "zh").text, "zh")
 
@@ -159,3 +161,24 @@ def test_a_map_can_carry_its_numbers():
     assert written == ["0.25", "1", "0", "0.50"]
     assert len(figure.axes) == 2  # the scale beside it
     viz.picture(figure, "two rows of two")
+
+
+def test_a_bit_field_shows_all_formats_without_a_script():
+    page = viz.bit_field(0.1, alt="the bits of a number").data
+    assert page.count("<button") == 32 + 16 + 16
+    # Rounded to each format's digits, and not more precisely than it is.
+    for value in ("0.100000001", "0.0999755859", "0.100097656"):
+        assert f"<output>{value}</output>" in page
+
+
+def test_sizes_are_drawn_over_what_a_format_can_hold():
+    figure = viz.plot_sizes(
+        {"small": [1e-9, 1e-8], "large": [0.0, 1.0]}, FLOAT16,
+        xlabel="size", limits=(-12, 6),
+    )  # fmt: skip
+    words = [text.get_text().strip() for text in figure.axes[0].texts]
+    assert words == ["zero", "digits go"]
+    viz.picture(figure, "two groups of sizes")
+    axes = viz.plot_formats().axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["float32", "float16", "bfloat16"]

@@ -23,6 +23,9 @@ from minimind_core.stages import cache_folder, code_digest, digest, locked
 
 Study = Callable[[str, bool], Any]
 
+# Modules that studies use and trained models do not.
+USED = ("minimind_core.gradients",)
+
 
 @lru_cache(maxsize=1)
 def studies() -> dict[str, Study]:
@@ -71,8 +74,7 @@ def get_study(
             f"unknown study {name!r}; there is {', '.join(studies())}"
         )
     study = studies()[name]
-    source = Path(import_module(study.__module__).__file__ or "")
-    own = digest([source], "")
+    own = digest([_file(study.__module__), *map(_file, USED)], "")
     base = cache_folder() / "studies"
     file = base / f"{code_digest()}-{own}-{preset}-{name}.json"
     with locked(base, file.stem):
@@ -82,3 +84,7 @@ def get_study(
                 old.unlink()
             write_json(file, {"result": result})
         return read_json(file)["result"]
+
+
+def _file(module: str) -> Path:
+    return Path(import_module(module).__file__ or "")

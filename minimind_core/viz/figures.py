@@ -1,37 +1,21 @@
-"""What the pages show: figures, things to move, and the package's source.
-
-    from minimind_core.viz import frames_slider, plot_loss, show, show_source
-    show(plot_loss(run.history), alt="The loss falls onto the floor.")
-    show_source(RMSNorm.forward)
-
-The only module that draws. A figure becomes a picture with a text that says
-what it shows; a slider goes through frames that were made beforehand, so it
-moves in a published page with nothing running behind it.
-"""
+"""Figures in one style, and how they get into a page."""
 
 from __future__ import annotations
 
 import base64
 import html
-import inspect
 import io
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimind_core.chat import encode_conversation
-from minimind_core.microworld import NotInLanguage, read_story
+from minimind_core.floats import FORMATS, FloatFormat
 from minimind_core.run import Record, column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from IPython.display import HTML, Markdown
+    from IPython.display import HTML
     from matplotlib.figure import Figure
-    from transformers import PreTrainedTokenizerFast
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each
 # also has a line style of its own where two lines meet.
@@ -44,9 +28,6 @@ MARKERS = ("o", "s", "^", "D", "v")
 INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 7.2  # inches at 100 pixels each: a page's column
 SHARP = 1.5  # pixels of a picture for one of the page
-
-
-# --- figures ---------------------------------------------------------------
 
 
 @contextmanager
@@ -129,10 +110,11 @@ def show(figure: Figure, alt: str) -> HTML:
     alt : str
         A sentence, for those who do not see the picture.
     """
-    return _html(f'<div class="figure">{picture(figure, alt)}</div>')
+    return as_html(f'<div class="figure">{picture(figure, alt)}</div>')
 
 
-def _html(text: str) -> HTML:
+def as_html(text: str) -> HTML:
+    """A piece of HTML as what a cell shows."""
     from IPython.display import HTML
 
     return HTML(text)
@@ -410,258 +392,75 @@ def _shares(
             yield (row, place), float(image.norm(float(value)))
 
 
-# --- text ------------------------------------------------------------------
-
-_BOX = (
-    "border:1px solid currentColor;border-radius:6px;padding:.6em .9em;"
-    "margin:.4em 0;line-height:1.7;"
-    "font-family:var(--pst-font-family-base,inherit)"
-)
-
-
-_CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
-
-
-def story_html(text: str, language: str = "en") -> str:
-    """A story with the verdict of the Reader, and where it went wrong.
-
-    Parameters
-    ----------
-    text : str
-    language : {"en", "zh"}
-    """
-    try:
-        story = read_story(text, language)
-    except NotInLanguage as error:
-        at = error.position
-        wanted = " or ".join(f"“{e.strip()}”" for e in error.expected[:3])
-        return (
-            f'<div style="{_BOX}"><b>✗ leaves the world</b> after '
-            f"{at} characters, where it should go on with "
-            f"{html.escape(wanted)}<br>{html.escape(text[:at])}"
-            '<mark style="text-decoration:underline wavy">'
-            f"{html.escape(text[at:]) or '(end)'}</mark></div>"
+def plot_formats() -> Figure:
+    """From the smallest to the largest number of each float format."""
+    figure, axes = new_figure(height=2.4)
+    for row, form in enumerate(FORMATS):
+        low, normal, top = map(
+            math.log10, (form.smallest, form.smallest_normal, form.max)
         )
-    return (
-        f'<div style="{_BOX}"><b>✓ a valid story</b>, probability '
-        f"e<sup>{story.logprob:.1f}</sup><br>{html.escape(text)}</div>"
-    )
+        axes.barh(row, top - normal, left=normal, height=0.5, color=BLUE)
+        axes.barh(row, normal - low, left=low, height=0.5, color=PAPER,
+                  edgecolor=BLUE, hatch="////")  # fmt: skip
+        for place, text in ((low, form.smallest), (top, form.max)):
+            axes.annotate(f"{text:.1e}", (place, row - 0.33), fontsize=9,
+                          ha="center", va="bottom")  # fmt: skip
+    axes.set_yticks(range(len(FORMATS)), [form.name for form in FORMATS])
+    axes.invert_yaxis()
+    axes.set(xlim=(-50, 46), ylim=(len(FORMATS) - 0.6, -0.75),
+             xlabel="size of the number, as a power of ten")  # fmt: skip
+    axes.grid(axis="y", visible=False)
+    return figure
 
 
-def show_story(text: str, language: str = "en") -> HTML:
-    """Show what `story_html` makes of a text."""
-    return _html(story_html(text, language))
-
-
-def show_tokens(
-    tokenizer: PreTrainedTokenizerFast,
-    ids: Sequence[int],
-    learnt: Sequence[bool] | None = None,
-) -> HTML:
-    """Show tokens as boxes; those that are learnt bold and underlined.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerFast
-    ids : sequence of int
-    learnt : sequence of bool, optional
-    """
-    boxes = []
-    for place, token in enumerate(ids):
-        text = html.escape(str(tokenizer.decode([token]))) or "·"
-        text = text.replace(" ", "␣").replace("\n", "⏎")
-        known = learnt is not None and learnt[place]
-        look = "font-weight:700;text-decoration:underline;" if known else ""
-        boxes.append(
-            f'<span title="id {token}" style="{look}border:1px solid '
-            f'currentColor;border-radius:3px;padding:0 .2em;margin:.1em;'
-            f'display:inline-block">{text}</span>'
-        )
-        if text.endswith("⏎"):
-            boxes.append("<br>")
-    return _html(f'<div style="line-height:2">{"".join(boxes)}</div>')
-
-
-def show_loss_mask(
-    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]
-) -> HTML:
-    """Show a conversation token by token, with what is learnt marked."""
-    ids, labels = encode_conversation(tokenizer, messages)
-    return show_tokens(tokenizer, ids, [label != -100 for label in labels])
-
-
-def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
-    """Show the files of a folder with their sizes and what they are for.
-
-    Parameters
-    ----------
-    folder : path
-    about : dict of str to str
-        File name -> what is in it. Only these are shown.
-    """
-    rows = [
-        f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
-        f'<td style="text-align:right">'
-        f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
-        f"<td {_CELL}>{html.escape(text)}</td></tr>"
-        for name, text in about.items()
-    ]
-    names = ("file", "size", "what is in it")
-    head = "".join(f"<th {_CELL}>{name}</th>" for name in names)
-    return _html(
-        f"<table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
-    """Show a table; numbers are set with three decimals at most."""
-
-    def cell(value: Any) -> str:
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return f"<td {_CELL}>{html.escape(text)}</td>"
-
-    top = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return _html(
-        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
-def show_source(*things: Any) -> Markdown:
-    """Show the source of functions or classes, as the package has it."""
-    from IPython.display import Markdown
-
-    parts = [textwrap.dedent(inspect.getsource(thing)) for thing in things]
-    return Markdown("```python\n" + "\n\n".join(parts).rstrip() + "\n```")
-
-
-def glue(name: str, value: Any) -> None:
-    """Give a number a name that the page's text can use.
-
-    Outside of a book's build, where `myst_nb` may be missing, nothing
-    happens.
-    """
-    try:
-        from myst_nb import glue as put
-    except ImportError:
-        return
-    put(name, value, display=False)
-
-
-# --- things to move --------------------------------------------------------
-
-
-def frames_slider(
-    frames: Sequence[str],
-    labels: Sequence[str],
+def plot_sizes(
+    sizes: Mapping[str, Any],
+    form: FloatFormat,
     *,
-    description: str,
-    play: bool = True,
-) -> Any:
-    """Step through frames that were made beforehand.
+    xlabel: str,
+    limits: tuple[float, float],
+    title: str = "",
+) -> Figure:
+    """How large numbers are, over what a float format can hold.
 
     Parameters
     ----------
-    frames : sequence of str
-        HTML: from `picture`, `story_html` or your own.
-    labels : sequence of str
-        What the slider says at each frame.
-    description : str
-        What is moved.
-    play : bool
-        A button that runs through them.
-
-    Returns
-    -------
-    ipywidgets.Widget
-        The link between slider and frames is made in the browser, so it
-        works in a page without a kernel.
+    sizes : mapping of str to array
+        Each group's name and its numbers.
+    form : FloatFormat
+        Where it loses digits is shaded lightly, where it has nothing but
+        zero or infinity, darkly.
+    xlabel : str
+    limits : tuple of float
+        Powers of ten at the ends of the axis.
+    title : str
     """
-    import ipywidgets as w
+    import numpy as np
 
-    wide = w.Layout(width="100%", max_width="40rem")
-    slider = w.SelectionSlider(
-        options=[(label, i) for i, label in enumerate(labels)],
-        description=description, layout=wide,
-        style={"description_width": "initial"},
-    )  # fmt: skip
-    boxes = [w.HTML(frame) for frame in frames]
-    controls: list[Any] = [slider]
-    if play:
-        player = w.Play(
-            min=0, max=len(frames) - 1, interval=900,
-            layout=w.Layout(width="9rem"),
-        )  # fmt: skip
-        w.jslink((player, "value"), (slider, "index"))
-        controls.insert(0, player)
-    bar = w.HBox(controls, layout=w.Layout(flex_flow="row wrap"))
-    return w.VBox([bar, _stack(boxes, slider, "index")])
-
-
-def picker(
-    labels: Sequence[str], frames: Sequence[str], *, description: str
-) -> Any:
-    """Choose one of several frames from a list.
-
-    Parameters
-    ----------
-    labels, frames, description
-        As in `frames_slider`.
-
-    Returns
-    -------
-    ipywidgets.Widget
-    """
-    import ipywidgets as w
-
-    chooser = w.Dropdown(
-        options=list(labels), description=description,
-        layout=w.Layout(width="100%", max_width="40rem"),
-        style={"description_width": "initial"},
-    )  # fmt: skip
-    boxes = [w.HTML(frame) for frame in frames]
-    return w.VBox([chooser, _stack(boxes, chooser, "index")])
-
-
-def _stack(boxes: list[Any], control: Any, trait: str) -> Any:
-    """The frame a control points at, in a page and under old versions."""
-    import ipywidgets as w
-
-    if hasattr(w, "Stack"):
-        stack = w.Stack(boxes, selected_index=0)
-        w.jslink((control, trait), (stack, "selected_index"))
-        return stack
-    # ipywidgets 7, as on Colab, has no Stack; there a kernel is running.
-    shown = w.VBox([boxes[0]])
-
-    def turn(change: Any) -> None:
-        shown.children = [boxes[change["new"]]]
-
-    control.observe(turn, names=trait)
-    return shown
-
-
-def chat_box(reply: Callable[[str], str], *, question: str) -> Any:
-    """A text field that answers, where a kernel is running.
-
-    Parameters
-    ----------
-    reply : callable
-        Takes the text and returns the answer.
-    question : str
-        What stands in the field at first.
-    """
-    import ipywidgets as w
-
-    field = w.Textarea(
-        question, layout=w.Layout(width="100%", max_width="40rem")
-    )
-    button = w.Button(description="Ask")
-    answer = w.HTML()
-
-    def ask(_: Any) -> None:
-        answer.value = f"<p>{html.escape(reply(field.value))}</p>"
-
-    button.on_click(ask)
-    return w.VBox([field, button, answer])
+    figure, axes = new_figure(height=2.9)
+    edges = np.linspace(*limits, 121)
+    for number, (name, values) in enumerate(sizes.items()):
+        values = np.abs(np.asarray(values, dtype=np.float64)).ravel()
+        logs = np.log10(values[values > 0]).clip(*limits)
+        share = np.full(len(logs), 1 / max(len(logs), 1))
+        axes.hist(logs, edges, weights=share, histtype="step", lw=1.8,
+                  label=name, color=COLOURS[number], ls=DASHES[number])
+    zero = math.log10(form.smallest / 2)
+    normal, top = map(math.log10, (form.smallest_normal, form.max))
+    for left, right, shade, hatch in (
+        (limits[0], zero, 0.30, "xx"),
+        (zero, normal, 0.12, None),
+        (top, limits[1], 0.30, "xx"),
+    ):
+        if right > limits[0] and left < limits[1]:
+            axes.axvspan(max(left, limits[0]), min(right, limits[1]),
+                         color=RED, alpha=shade, lw=0, hatch=hatch)
+    high = axes.get_ylim()[1] * 1.3
+    for place, text in ((zero, "zero"), (normal, "digits go")):
+        if limits[0] < place < limits[1]:
+            axes.annotate(f"{text} ", (place, high * 0.97), fontsize=9,
+                          ha="right", va="top")  # fmt: skip
+    axes.set(xlim=limits, ylim=(0, high), xlabel=xlabel, ylabel="share",
+             title=title)  # fmt: skip
+    axes.legend(loc="upper right", fontsize=9)
+    return figure

@@ -1,0 +1,302 @@
+"""Number formats gone wrong: the dtype flag nobody read, and its relatives.
+
+    from minimind_core.exhibits.precision import HISTORY, trial
+    for version in HISTORY:
+        print(version.date, trial(version, "bfloat16", "cpu"))
+
+Upstream's lines are told by what they decide, as two small functions: is the
+scaler on, and which dtype is autocast given. On a CPU upstream used no
+autocast at all; here it is given the same dtype there as on a GPU, so that
+each case can be seen on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minimind_core.exhibits.catalogue import Exhibit
+
+FLAGS = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What two lines of a training script decide, from the dtype flag.
+
+    Parameters
+    ----------
+    date, commit : str
+        When upstream's script began to do so.
+    scaler_line, autocast_line : str
+        The condition and the context as they were written.
+    scaler_on : callable
+        Flag -> whether the gradient scaler is enabled.
+    autocast_dtype : callable
+        Flag -> what autocast is given; None stands for no dtype, that is,
+        for CUDA's default.
+    """
+
+    date: str
+    commit: str
+    scaler_line: str
+    autocast_line: str
+    scaler_on: Callable[[str], bool]
+    autocast_dtype: Callable[[str], torch.dtype | None]
+
+
+def _never_asked(flag: str) -> None:
+    return None
+
+
+def _two_ways(flag: str) -> torch.dtype:
+    return torch.bfloat16 if flag == "bfloat16" else torch.float16
+
+
+FIRST = Version(
+    date="2024-08-28",
+    commit="8be4269",
+    scaler_line="dtype == dtype",
+    autocast_line="autocast()",
+    scaler_on=lambda flag: flag == flag,
+    autocast_dtype=_never_asked,
+)
+FAMOUS_FIX = Version(
+    date="2024-09-25",
+    commit="89d2601",
+    scaler_line="args.dtype in ['float16', 'bfloat16']",
+    autocast_line="autocast()",
+    scaler_on=lambda flag: flag in ("float16", "bfloat16"),
+    autocast_dtype=_never_asked,
+)
+REPAIR = Version(
+    date="2025-10-26",
+    commit="e848487",
+    scaler_line="args.dtype == 'float16'",
+    autocast_line="autocast(dtype=bfloat16 if ... else float16)",
+    scaler_on=lambda flag: flag == "float16",
+    autocast_dtype=_two_ways,
+)
+HISTORY = (FIRST, FAMOUS_FIX, REPAIR)
+"""Of the pretraining script."""
+
+LORA_FIRST = Version(
+    date="2024-08-28",
+    commit="8be4269",
+    scaler_line="dtype == 'float16'",
+    autocast_line="autocast()",
+    scaler_on=lambda flag: flag == "float16",
+    autocast_dtype=_never_asked,
+)
+"""The LoRA script began with the condition that is right today."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What happened when a version was given a flag.
+
+    Attributes
+    ----------
+    ran : str
+        The dtype in which a matrix product came out.
+    scaler : bool
+        Whether a scaler was on.
+    needed : bool
+        Whether what ran needs one.
+    verdict : str
+    """
+
+    ran: str
+    scaler: bool
+    needed: bool
+    verdict: str
+
+
+def trial(version: Version, flag: str, device: str = "cpu") -> Trial:
+    """Run a matrix product as a version would have, and judge.
+
+    Parameters
+    ----------
+    version : Version
+    flag : {"float16", "bfloat16", "float32"}
+        What the user asked for with ``--dtype``.
+    device : {"cpu", "cuda"}
+        Where to try it.
+    """
+    given = version.autocast_dtype(flag)
+    default = torch.get_autocast_dtype("cuda")
+    weight = torch.ones(2, 2, device=device)
+    with torch.autocast(device, given or default):
+        ran = str((weight @ weight).dtype).removeprefix("torch.")
+    on, needed = version.scaler_on(flag), ran == "float16"
+    if needed and not on:
+        verdict = "unsound: float16 without a scaler"
+    elif ran != flag:
+        verdict = "sound, but not what was asked"
+    elif on and not needed:
+        verdict = "right, with a scaler too many"
+    else:
+        verdict = "right"
+    return Trial(ran, on, needed, verdict)
+
+
+def vanished_share(
+    before: nn.Module, after: nn.Module, *, scales: bool
+) -> float:
+    """How much of what was learnt is gone once weights are saved as half.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+        The same model before and after some steps.
+    scales : bool
+        Look at the norms' weights, which are near 1, instead of the
+        matrices'.
+
+    Returns
+    -------
+    float
+        Of the weights that changed, the share that is the same number in
+        float16 as it was before.
+    """
+    changed = lost = 0
+    olds = dict(before.named_parameters())
+    for name, new in after.named_parameters():
+        if (new.ndim == 1) != scales:
+            continue
+        moved = new != olds[name]
+        same = new.half() == olds[name].half()
+        changed += int(moved.sum())
+        lost += int((moved & same).sum())
+    return lost / max(changed, 1)
+
+
+def additive_mask_attention(
+    scores: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """Mask padding by adding -1e9, whatever the scores' dtype.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (batch, time, time)
+        Before the softmax, without the causal mask.
+    attention_mask : Tensor of int, shape (batch, time)
+        0 on padding.
+
+    Returns
+    -------
+    Tensor, shape (batch, time, time)
+        Weights; in float16 -1e9 is -inf, and a row that sees nothing but
+        padding is a softmax over nothing: NaN.
+    """
+    time = scores.size(-1)
+    ahead = torch.full((time, time), -math.inf).triu(1)
+    scores = scores.clone()
+    scores += ahead.to(scores.dtype)
+    scores += (1.0 - attention_mask[:, None]) * -1e9
+    return scores.float().softmax(-1)
+
+
+def in_place_residual(block: nn.Module, x: Tensor, *args: Tensor) -> Tensor:
+    """Run a block that adds the stream into what attention returned.
+
+    Parameters
+    ----------
+    block : Block
+    x : Tensor, shape (batch, time, hidden)
+    *args : Tensor
+        As `Block.forward` takes them.
+
+    Returns
+    -------
+    Tensor, shape (batch, time, hidden)
+        Under autocast attention's output is half, and an addition in place
+        keeps the type of its left side: the stream becomes half.
+    """
+    hidden: Tensor = block.self_attn(  # type: ignore[operator]
+        block.input_layernorm(x), *args  # type: ignore[operator]
+    )
+    hidden += x
+    normed = block.post_attention_layernorm(hidden)  # type: ignore[operator]
+    written: Tensor = block.mlp(normed)  # type: ignore[operator]
+    return hidden + written
+
+
+EXHIBITS = (
+    Exhibit(
+        key="dtype-flag",
+        title="The dtype flag that autocast never read",
+        commit="8be4269",
+        date="2024-08-28",
+        place="1-pretrain.py:147-149",
+        cost="everything ran in float16, whatever was asked for",
+        fix="give autocast its dtype by name",
+        test="tests/test_exhibits_precision.py::"
+        "test_ours_runs_what_was_asked_and_scales_only_float16",
+        page="04_precision",
+    ),
+    Exhibit(
+        key="dtype-equals-itself",
+        title="The condition that is always true",
+        commit="8be4269",
+        date="2024-08-28",
+        place="1-pretrain.py:176",
+        cost="nothing: it switched on a scaler that was needed, by luck",
+        fix="enable the scaler for float16 alone",
+        test="tests/test_exhibits_precision.py::"
+        "test_ours_runs_what_was_asked_and_scales_only_float16",
+        page="04_precision",
+    ),
+    Exhibit(
+        key="float32-is-half",
+        title="Asking for float32 and getting float16 without a scaler",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="trainer/train_pretrain.py:121-137",
+        cost="gradients become zero, the more the larger the batch is",
+        fix="no autocast for float32",
+        test="tests/test_exhibits_precision.py::"
+        "test_float32_is_not_autocast",
+        page="04_precision",
+    ),
+    Exhibit(
+        key="half-checkpoints",
+        title="Checkpoints in half precision forget small updates",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="trainer/trainer_utils.py:73",
+        cost="late in training most of a step is lost by saving it",
+        fix="keep the weights that learn in float32 on disk as well",
+        test="tests/test_exhibits_precision.py::"
+        "test_a_small_step_survives_our_checkpoint",
+        page="04_precision",
+    ),
+    Exhibit(
+        key="in-place-residual",
+        title="An addition in place that halves the residual stream",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="model/model_minimind.py:192",
+        cost="rounding errors pile up layer by layer, and hooks see sums",
+        fix="write x = x + y, not y += x",
+        test="tests/test_model.py::"
+        "test_residual_stream_stays_float32_under_autocast",
+        page="04_precision",
+    ),
+    Exhibit(
+        key="finite-minus-infinity",
+        title="A mask of -1e9 that float16 cannot hold",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="model/model_minimind.py:130",
+        cost="a batch padded on the left answers NaN",
+        fix="mask with booleans, and let every row see something",
+        test="tests/test_model.py::"
+        "test_padding_mask_is_finite_in_half_precision",
+        page="04_precision",
+    ),
+)

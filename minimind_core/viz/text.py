@@ -1,0 +1,154 @@
+"""Texts, tokens, tables and the package's own source, as they are shown."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimind_core.chat import encode_conversation
+from minimind_core.microworld import NotInLanguage, read_story
+from minimind_core.viz.figures import as_html
+
+if TYPE_CHECKING:
+    from IPython.display import HTML, Markdown
+    from transformers import PreTrainedTokenizerFast
+
+_BOX = (
+    "border:1px solid currentColor;border-radius:6px;padding:.6em .9em;"
+    "margin:.4em 0;line-height:1.7;"
+    "font-family:var(--pst-font-family-base,inherit)"
+)
+
+
+_CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
+
+
+def story_html(text: str, language: str = "en") -> str:
+    """A story with the verdict of the Reader, and where it went wrong.
+
+    Parameters
+    ----------
+    text : str
+    language : {"en", "zh"}
+    """
+    try:
+        story = read_story(text, language)
+    except NotInLanguage as error:
+        at = error.position
+        wanted = " or ".join(f"“{e.strip()}”" for e in error.expected[:3])
+        return (
+            f'<div style="{_BOX}"><b>✗ leaves the world</b> after '
+            f"{at} characters, where it should go on with "
+            f"{html.escape(wanted)}<br>{html.escape(text[:at])}"
+            '<mark style="text-decoration:underline wavy">'
+            f"{html.escape(text[at:]) or '(end)'}</mark></div>"
+        )
+    return (
+        f'<div style="{_BOX}"><b>✓ a valid story</b>, probability '
+        f"e<sup>{story.logprob:.1f}</sup><br>{html.escape(text)}</div>"
+    )
+
+
+def show_story(text: str, language: str = "en") -> HTML:
+    """Show what `story_html` makes of a text."""
+    return as_html(story_html(text, language))
+
+
+def show_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    ids: Sequence[int],
+    learnt: Sequence[bool] | None = None,
+) -> HTML:
+    """Show tokens as boxes; those that are learnt bold and underlined.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    ids : sequence of int
+    learnt : sequence of bool, optional
+    """
+    boxes = []
+    for place, token in enumerate(ids):
+        text = html.escape(str(tokenizer.decode([token]))) or "·"
+        text = text.replace(" ", "␣").replace("\n", "⏎")
+        known = learnt is not None and learnt[place]
+        look = "font-weight:700;text-decoration:underline;" if known else ""
+        boxes.append(
+            f'<span title="id {token}" style="{look}border:1px solid '
+            f'currentColor;border-radius:3px;padding:0 .2em;margin:.1em;'
+            f'display:inline-block">{text}</span>'
+        )
+        if text.endswith("⏎"):
+            boxes.append("<br>")
+    return as_html(f'<div style="line-height:2">{"".join(boxes)}</div>')
+
+
+def show_loss_mask(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]
+) -> HTML:
+    """Show a conversation token by token, with what is learnt marked."""
+    ids, labels = encode_conversation(tokenizer, messages)
+    return show_tokens(tokenizer, ids, [label != -100 for label in labels])
+
+
+def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
+    """Show the files of a folder with their sizes and what they are for.
+
+    Parameters
+    ----------
+    folder : path
+    about : dict of str to str
+        File name -> what is in it. Only these are shown.
+    """
+    rows = [
+        f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
+        f'<td style="text-align:right">'
+        f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
+        f"<td {_CELL}>{html.escape(text)}</td></tr>"
+        for name, text in about.items()
+    ]
+    names = ("file", "size", "what is in it")
+    head = "".join(f"<th {_CELL}>{name}</th>" for name in names)
+    return as_html(
+        f"<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
+    """Show a table; numbers are set with three decimals at most."""
+
+    def cell(value: Any) -> str:
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        return f"<td {_CELL}>{html.escape(text)}</td>"
+
+    top = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    return as_html(
+        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def show_source(*things: Any) -> Markdown:
+    """Show the source of functions or classes, as the package has it."""
+    from IPython.display import Markdown
+
+    parts = [textwrap.dedent(inspect.getsource(thing)) for thing in things]
+    return Markdown("```python\n" + "\n\n".join(parts).rstrip() + "\n```")
+
+
+def glue(name: str, value: Any) -> None:
+    """Give a number a name that the page's text can use.
+
+    Outside of a book's build, where `myst_nb` may be missing, nothing
+    happens.
+    """
+    try:
+        from myst_nb import glue as put
+    except ImportError:
+        return
+    put(name, value, display=False)

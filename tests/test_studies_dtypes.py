@@ -1,0 +1,41 @@
+"""The study of number formats: equal where nothing is lost."""
+
+import pytest
+import torch
+
+from minimind_core.config import PRESETS, ModelConfig
+from minimind_core.studies import dtypes
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    shape = ModelConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
+    )  # fmt: skip
+    preset = PRESETS["tiny"]
+    changed = {"model": shape, "vocab_size": 300}
+    monkeypatch.setitem(
+        PRESETS, "tiny", type(preset)(**{**vars(preset), **changed})
+    )
+    monkeypatch.setattr(dtypes, "STEPS", 3)
+    monkeypatch.setattr(dtypes, "MEASURED", 2)
+    monkeypatch.setattr(dtypes, "ROWS", 2)
+
+
+def test_copies_alone_change_nothing_and_float16_needs_the_scaler(small):
+    runs = {
+        (scaled, copies): dtypes._train("tiny", dtype, scaled, copies)
+        for dtype, scaled, copies in (
+            ("float32", False, 1), ("float32", False, 1024),
+        )
+    }  # fmt: skip
+    one, many = runs.values()
+    assert one["losses"] == many["losses"]  # powers of two: no bit differs
+    assert many["tokens"] == 1024 * one["tokens"]
+    lost = dtypes._train("tiny", "float16", False, 2**20)
+    kept = dtypes._train("tiny", "float16", True, 2**20)
+    assert lost["zero_share"] > 0.5 > 0.05 > kept["zero_share"]
+    assert kept["cosine"] > 0.999 > lost["cosine"]
+    assert torch.tensor(kept["losses"]).isfinite().all()
