@@ -42,7 +42,7 @@ def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
     assert changed("model.py", loud, '"""Other words') == before
     assert changed("model.py", "import math", "import math  # so") == before
     # What only shows or starts things does not make a model.
-    assert changed("viz.py", "WIDTH = 7.2", "WIDTH = 7.0") == before
+    assert changed("viz/figures.py", "WIDTH = 6.4", "WIDTH = 6.0") == before
     constant = "IGNORE_INDEX = -100"
     assert changed("model.py", constant, "IGNORE_INDEX = -1") != before
     table = "microworld/english.py"

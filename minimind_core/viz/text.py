@@ -25,6 +25,7 @@ _BOX = (
 
 
 _CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
+_SHORT = _CELL.replace('em"', 'em;white-space:nowrap"')
 
 
 def story_html(text: str, language: str = "en") -> str:
@@ -124,7 +125,9 @@ def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
 
     def cell(value: Any) -> str:
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return f"<td {_CELL}>{html.escape(text)}</td>"
+        # A date or a name reads badly when it is broken.
+        style = _CELL if len(text) > 14 else _SHORT
+        return f"<td {style}>{html.escape(text)}</td>"
 
     top = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
