@@ -1,0 +1,141 @@
+"""Training loops gone wrong: what accumulation counts, saves and forgets.
+
+    from minimind_core.exhibits.training import accumulate_means
+    accumulate_means(model, [long_batch, short_batch], 2)  # a wrong gradient
+
+Upstream's loop adds up the gradients of `accumulation_steps` micro-batches
+before the optimizer moves. Here it is in our own words, cut down to what
+goes wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from minimind_core.exhibits.catalogue import Exhibit
+
+Batch = dict[str, Tensor]
+
+
+def accumulate_means(
+    model: nn.Module, micro_batches: Sequence[Batch], accumulation_steps: int
+) -> Tensor:
+    """Add up gradients of means, each divided by the same number.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its gradients are cleared first, and left as they come out.
+    micro_batches : sequence of dict of Tensor
+        However many tokens one has, it counts as much as any other; and if
+        there are fewer than `accumulation_steps` of them, the sum is no mean
+        at all.
+    accumulation_steps : int
+
+    Returns
+    -------
+    Tensor of float64, shape (parameters,)
+        The gradient.
+    """
+    model.zero_grad(set_to_none=True)
+    for batch in micro_batches:
+        (model(**batch).loss / accumulation_steps).backward()
+    return flat_gradient(model)
+
+
+def flat_gradient(model: nn.Module) -> Tensor:
+    """All gradients of a model in one row, as float64."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.cat([grad.flatten().double() for grad in grads])
+
+
+def train_and_save(
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro_batches: Sequence[Batch],
+    accumulation_steps: int,
+    clip: float = 1.0,
+) -> dict[str, Tensor]:
+    """An epoch that saves its result before its last step.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place.
+    optimizer : Optimizer
+    micro_batches : sequence of dict of Tensor
+    accumulation_steps : int
+    clip : float
+
+    Returns
+    -------
+    dict of str to Tensor
+        The weights that would lie on the disk: those that the model had
+        before the leftover micro-batches were used.
+    """
+    saved: dict[str, Tensor] = {}
+
+    def move() -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for number, batch in enumerate(micro_batches, 1):
+        (model(**batch).loss / accumulation_steps).backward()
+        if number % accumulation_steps == 0:
+            move()
+        if number == len(micro_batches):
+            saved = {n: t.clone() for n, t in model.state_dict().items()}
+    if len(micro_batches) % accumulation_steps:
+        move()
+    return saved
+
+
+EXHIBITS = (
+    Exhibit(
+        key="mean-of-means",
+        title="A short text counts as much as a long one",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="model/model_minimind.py:252",
+        cost="Each micro-batch's loss is a mean over its own tokens, so with "
+        "accumulation a token in a small micro-batch weighs more than one in "
+        "a large one: the gradient has another direction and another size.",
+        fix="Divide each sum by the number of tokens in the whole batch.",
+        test="tests/test_exhibits_training.py::"
+        "test_ours_weighs_every_token_alike",
+        page="05_pretraining",
+    ),
+    Exhibit(
+        key="leftover-too-small",
+        title="The last step of an epoch is too small",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="trainer/train_pretrain.py:38",
+        cost="Micro-batches left over at the end are divided by the full "
+        "number of accumulation steps: five of eight give five eighths of "
+        "the gradient.",
+        fix="Divide by what is there, not by what was planned.",
+        test="tests/test_exhibits_training.py::"
+        "test_ours_does_not_shrink_a_batch_with_a_remainder",
+        page="05_pretraining",
+    ),
+    Exhibit(
+        key="saved-before-the-last-step",
+        title="The saved model misses the last step",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="trainer/train_pretrain.py:61-80",
+        cost="The final file is written before leftover micro-batches are "
+        "used; a run shorter than one accumulation saves its initial "
+        "weights.",
+        fix="Save after everything has been applied.",
+        test="tests/test_exhibits_training.py::"
+        "test_ours_saves_what_it_has_learnt",
+        page="05_pretraining",
+    ),
+)
