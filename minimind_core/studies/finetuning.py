@@ -111,9 +111,10 @@ def finetunings(preset: str, progress: bool) -> dict[str, Any]:
     -------
     dict of str to dict
         For each run the ``steps`` of its checks, and at each of them
-        ``stories`` (loss on held-out stories over the floor), ``start``
-        (nats on a story's first token, which follows the begin token),
-        ``held_out`` and ``trained`` (nats per supervised token, on
+        ``stories`` (loss on held-out stories over the floor), ``all``
+        (nats a story), of these ``start`` and ``end`` (on its first token,
+        which follows the begin token, and on its end token), ``held_out``
+        and ``trained`` (nats per supervised token, on
         conversations never seen and on the first `FEW`); for the run
         ``few`` also ``exact`` and ``exact_trained``, shares of right
         answers. ``last`` has all of these at the end, ``valid`` the share
@@ -188,6 +189,13 @@ def _stream(
     return Mixture(talks, stories, 0.5, seed=0)
 
 
+def _only(row: Row, place: int) -> Row:
+    """A row with a single label."""
+    labels = [IGNORE_INDEX] * len(row.labels)
+    labels[place] = row.labels[place]
+    return Row(row.input_ids, labels, row.document_ids)
+
+
 class _Check:
     """What is measured on the way; ``answers`` takes the longest."""
 
@@ -199,10 +207,10 @@ class _Check:
         self.floor = -sum(story.logprob for story in stories)
         encoded = document_encoder(tokenizer)([s.text for s in stories])
         self.stories = pack([e for e in encoded if e is not None], 0)
-        self.starts = [
-            Row(row.input_ids[:2], row.labels[:2], row.document_ids[:2])
-            for row in self.stories
-        ]
+        self.edges = {
+            "start": [_only(row, 1) for row in self.stories],
+            "end": [_only(row, len(row.labels) - 1) for row in self.stories],
+        }
         self.held_out = [
             conversation(HELD_OUT_SEED, i) for i in range(TALKS)
         ]
@@ -218,8 +226,9 @@ class _Check:
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         nats, _ = rows_loss(model, self.stories)
-        start, count = rows_loss(model, self.starts)
-        found = {"stories": nats / self.floor, "start": start / count}
+        found = {"stories": nats / self.floor, "all": nats / STORIES}
+        for name, rows in self.edges.items():
+            found[name] = rows_loss(model, rows)[0] / STORIES
         for name, rows in (
             ("held_out", self.held_out_rows),
             ("trained", self.trained_rows),
