@@ -97,6 +97,10 @@ def look(package):
 def test_what_a_reader_says_of_each(package, look, tmp_path, one):
     seen = look(broken(package, tmp_path / "copy", one.key))
     assert seen.verdict == SAID[one.key], seen
+    facts = seen.facts()
+    assert facts["verdict"] == seen.verdict
+    assert ("error" in facts) == bool(seen.error)
+    assert ("missing" in facts) == bool(seen.missing)
 
 
 def test_a_break_leaves_the_original_alone(package, tmp_path):

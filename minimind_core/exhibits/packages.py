@@ -273,6 +273,22 @@ class Examined:
             return "reported"
         return "sound" if self.sound else "silent"
 
+    def facts(self) -> dict[str, str]:
+        """All that was found, as short texts."""
+        if self.error:
+            return {"verdict": "refused", "error": self.error[:300]}
+        found = {"verdict": self.verdict}
+        for name in ("missing", "unexpected"):
+            if tensors := getattr(self, name):
+                found[name] = f"{len(tensors)} tensors, such as {tensors[0]}"
+        return {
+            **found,
+            "largest difference of the logits": f"{self.gap or 0:.2g}",
+            "token ids": "right" if self.same_ids else "other ones",
+            "stops by itself": "yes" if self.stops else "no, it was cut off",
+            "answer": self.said,
+        }
+
 
 @torch.no_grad()
 def examine(
