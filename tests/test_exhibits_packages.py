@@ -103,6 +103,11 @@ def test_what_a_reader_says_of_each(package, look, tmp_path, one):
     assert ("missing" in facts) == bool(seen.missing)
 
 
+def test_what_is_drawn_at_random_is_drawn_alike(package, look, tmp_path):
+    copy = broken(package, tmp_path / "copy", "own-names")
+    assert look(copy) == look(copy)
+
+
 def test_a_break_leaves_the_original_alone(package, tmp_path):
     before = {f.name: f.read_bytes() for f in package.iterdir()}
     for one in BREAKS:
