@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from minimind_core import stages
 from minimind_core.config import PRESETS, ModelConfig, TrainConfig
+from minimind_core.data import tokenizer_texts
 from minimind_core.lora import ALL_LINEAR, apply_lora
 from minimind_core.model import MiniMind
 from minimind_core.studies import adapters
@@ -34,6 +36,9 @@ def small(monkeypatch, tmp_path):
             lora=preset.lora.replace(**short, seq_len=400),
         ),
     )  # fmt: skip
+    monkeypatch.setattr(
+        stages, "tokenizer_texts", lambda data: tokenizer_texts(data, count=9)
+    )
     for name, value in {
         "STEPS": 2, "ROWS": 2, "REPLAY_STEPS": 2, "REPLAY_ROWS": 2,
         "ALONE_STEPS": 2, "EACH": 1, "RANK": 2, "ALPHA": 4,
