@@ -76,6 +76,10 @@ def test_a_study_has_a_number_for_every_check(small):
         assert ("exact" in run) == (name == "few")
         assert 0 <= run["last"]["exact_trained"] <= 1
         assert 0 <= run["valid"] <= 1
+    # Nats a story and the loss over the floor are the same thing twice.
+    floors = [run["last"]["all"] / run["last"]["stories"]
+              for run in found.values()]
+    assert max(floors) == pytest.approx(min(floors))
     # All begin with the same model.
     assert len({run["stories"][0] for run in found.values()}) == 1
     assert PRESETS["tiny"].sft.replay == 0.5, "the book says so"

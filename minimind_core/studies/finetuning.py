@@ -224,8 +224,8 @@ class _Check:
         self.trained_rows = rows(self.trained)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        nats, _ = rows_loss(model, self.stories)
-        found = {"stories": nats / self.floor}
+        stories, _ = rows_loss(model, self.stories)
+        found = {"stories": stories / self.floor}
         for name, rows in (
             ("held_out", self.held_out_rows),
             ("trained", self.trained_rows),
@@ -235,7 +235,7 @@ class _Check:
         if self.whole:
             found["exact"] = self._right(model, self.held_out)
             found["exact_trained"] = self._right(model, self.trained)
-            found["all"] = nats / STORIES
+            found["all"] = stories / STORIES
             for name, rows in self.edges.items():
                 found[name] = rows_loss(model, rows)[0] / STORIES
         return found
