@@ -154,3 +154,18 @@ def test_seeing_the_answer_is_easier(small, monkeypatch):
     assert pretraining._see_the_answer([1, 5, 7]) == [1, 1, 5]
     assert leak["held_out"][-1] < honest["held_out"][-1] - 0.3
     assert 0.1 < leak["floor"] < 0.5
+
+
+def test_binding_ends_when_it_is_learnt(small, monkeypatch):
+    answers = iter([0.5, 0.95, 0.5, 0.95, 0.95, 0.95, 0.95])
+
+    def asked(model):
+        return {"right": next(answers), "other": 0.0, "any": 1.0}
+
+    monkeypatch.setattr(pretraining, "who_has_what", lambda t, n: asked)
+    monkeypatch.setattr(pretraining, "BINDING_EVERY", 1)
+    monkeypatch.setattr(pretraining, "BINDING_BATCH", 2)
+    found = pretraining.binding("tiny", False)
+    assert found["steps"] == [1, 2, 3, 4, 5, 6]
+    assert found["right"] == [0.5, 0.95, 0.5, 0.95, 0.95, 0.95]
+    assert set(KINDS) < set(found)

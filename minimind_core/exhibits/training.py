@@ -131,8 +131,8 @@ EXHIBITS = (
         date="2026-08-21",
         place="trainer/train_pretrain.py:61-80",
         cost="The final file is written before leftover micro-batches are "
-        "used; a run shorter than one accumulation saves its initial "
-        "weights.",
+        "used; a single epoch shorter than one accumulation saves its "
+        "initial weights.",
         fix="Save after everything has been applied.",
         test="tests/test_exhibits_training.py::"
         "test_ours_saves_what_it_has_learnt",
