@@ -39,6 +39,7 @@ SETTINGS: tuple[dict[str, float], ...] = (
     {"repetition_penalty": 1.2},
     {"repetition_penalty": 1.5},
     {"repetition_penalty": 2.0},
+    {"temperature": 0.25, "repetition_penalty": 1.2},
 )
 
 
