@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STORIES = 200
 LONGEST = 160
 
-SETTINGS: tuple[dict[str, float], ...] = (
+SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.25},
     {"temperature": 0.5},
