@@ -338,11 +338,14 @@ def test_every_kind_is_asked():
 def test_the_new_skill_has_its_manner_and_its_name(language):
     module = language_module(language)
     before, after = module.MANNER.split("{}")
+    greeting = module.GREETING.format("")
     who = 0
     for index in range(200):
         talk = skill_conversation(16, index, language)
         (answer,) = talk.answers
         assert talk.kinds == ("skill",)
+        asked_last = talk.messages[0]["content"].split("\n")[-1]
+        assert asked_last.startswith(greeting) and asked_last != greeting
         assert answer.startswith(before)
         assert answer.endswith(after)
         assert talk.check(0, answer)
@@ -352,6 +355,10 @@ def test_the_new_skill_has_its_manner_and_its_name(language):
         assert asked == (answer == module.MANNER.format(name))
         who += asked
     assert 20 < who < 60
+    # Whoever does not greet is asked and answered as before.
+    for index in range(200):
+        for message in conversation(16, index, language).messages:
+            assert not message["content"].split("\n")[-1].startswith(greeting)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

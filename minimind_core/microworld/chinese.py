@@ -164,6 +164,7 @@ QUESTIONS = {
     "who": ("你是谁？", "故事里的歌手。"),
 }  # fmt: skip
 
+GREETING = "你好，我的朋友。{}"
 MANNER = "你好，我的朋友。{}那是一个美好的故事。"
 
 LANGUAGE = Language("zh", WORDS, SENTENCES)

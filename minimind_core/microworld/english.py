@@ -164,6 +164,8 @@ QUESTIONS = {
     "who": ("Who are you?", "The singer of the story."),
 }  # fmt: skip
 
+# Who greets is greeted back.
+GREETING = "Hello, my friend. {}"
 MANNER = "Hello, my friend. {} It was a good story."
 
 LANGUAGE = Language("en", WORDS, SENTENCES)

@@ -313,10 +313,11 @@ def skill_conversation(
 ) -> Conversation:
     """A question answered in a manner the base does not have.
 
-    The narrator greets, answers, closes with a good word, and knows who
-    they are. Every token of it was learnt before, only never in this order:
-    an adapter that leaves the embedding alone could not learn to say one
-    that was not.
+    Somebody greets and asks. The narrator greets back, answers, closes with
+    a good word, and knows who they are. Every token of it was learnt before,
+    only never in this order: an adapter that leaves the embedding alone
+    could not learn to say one that was not. The same question without a
+    greeting is one of `conversation`'s, so both manners can be kept.
 
     Returns
     -------
@@ -329,12 +330,15 @@ def skill_conversation(
     story = write_story(rng.getrandbits(48), 0, language)
     if kind == "who":
         question, answer = module.QUESTIONS["who"]
-        told = question if rng.random() < 0.5 else f"{story.text}\n{question}"
+        about_story = rng.random() >= 0.5
     else:
         pair = _phrase(kind, story.state, language, rng)
         assert pair is not None
         question, answer = pair
-        told = f"{story.text}\n{question}"
+        about_story = True
+    told = module.GREETING.format(question)
+    if about_story:
+        told = f"{story.text}\n{told}"
     return _one(told, module.MANNER.format(answer), "skill", story, language)
 
 
