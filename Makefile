@@ -15,7 +15,8 @@ PORT ?= 8000
 # machine even one does. The models here are so small that a second thread
 # gains little: one each.
 export OMP_NUM_THREADS ?= 1
-WORKERS ?= 2
+# How many tests, studies or notebooks run at a time.
+export WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help env stages book test lint serve lock clean
@@ -41,13 +42,13 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 env: $(VENV)/.stamp
 
 stages: env
-	$(PY) -m minimind_core.stages
+	$(PY) -m minimind_core.stages --jobs $(WORKERS)
 
 # What the pages load is fetched first: better to hear at once that there is
 # no network than after the training.
 book: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages
+	$(PY) -m minimind_core.stages --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
 	@echo "or run: make serve"
