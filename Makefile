@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env stages book test lint serve lock clean
+.PHONY: help env stages book test lint serve repository lock clean
 
 help:
 	@echo "make book    build the book into _build/html"
@@ -27,6 +27,8 @@ help:
 	@echo "make stages  train what the pages need, once, into the cache"
 	@echo "make lint    check style and types"
 	@echo "make serve   show the built book on http://localhost:$(PORT)"
+	@echo "make repository URL=https://github.com/you/fork"
+	@echo "             say in all files where the repository lives"
 	@echo "make lock    choose new versions for constraints.txt (needs uv)"
 	@echo "make clean   remove .venv and _build (not the cache)"
 
@@ -68,6 +70,11 @@ serve:
 	@test -f _build/html/book/index.html || \
 	    { echo "Nothing is built yet: make book"; exit 1; }
 	$(PY) -m http.server --directory _build/html $(PORT)
+
+# The address goes into badges, set-up cells, links: see tools/repository.py.
+# Without URL the one that stands is stamped again, into new notebooks too.
+repository:
+	@$(PYTHON) tools/repository.py $(URL)
 
 lock: env
 	$(PY) -m pip install --quiet uv

@@ -9,6 +9,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,14 @@ def small_book(tmp_path_factory) -> Path:
     for name in ("_config.yml", "_toc.yml", "book/references.bib"):
         (book / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, book / name)
+    config = book / "_config.yml"  # as it is before anyone sets an address
+    config.write_text(
+        re.sub(
+            r"https://github\.com/\S+",
+            "https://github.com/OWNER/minimind-core",
+            config.read_text(),
+        )
+    )
     for name in ("book/_ext", "book/_static", "_build/vendor"):
         shutil.copytree(
             ROOT / name,
@@ -322,7 +331,8 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
     assert "OWNER" not in page.read_text("utf8")
     assert "colab" not in page.read_text("utf8")
 
-    config.write_text(config.read_text().replace("/OWNER/", "/someone/"))
+    settings = config.read_text()
+    config.write_text(settings.replace("/OWNER/", "/someone/"))
     done = build(small_book)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "address is not set" not in done.stdout + done.stderr
