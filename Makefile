@@ -15,10 +15,11 @@ PORT ?= 8000
 # machine even one does. The models here are so small that a second thread
 # gains little: one each.
 export OMP_NUM_THREADS ?= 1
-WORKERS ?= 2
+# How many tests, studies or notebooks run at a time.
+export WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env stages book test lint serve lock clean
+.PHONY: help env stages book test lint serve repository lock clean
 
 help:
 	@echo "make book    build the book into _build/html"
@@ -26,6 +27,8 @@ help:
 	@echo "make stages  train what the pages need, once, into the cache"
 	@echo "make lint    check style and types"
 	@echo "make serve   show the built book on http://localhost:$(PORT)"
+	@echo "make repository URL=https://github.com/you/fork"
+	@echo "             say in all files where the repository lives"
 	@echo "make lock    choose new versions for constraints.txt (needs uv)"
 	@echo "make clean   remove .venv and _build (not the cache)"
 
@@ -41,13 +44,13 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 env: $(VENV)/.stamp
 
 stages: env
-	$(PY) -m minimind_core.stages
+	$(PY) -m minimind_core.stages --jobs $(WORKERS)
 
 # What the pages load is fetched first: better to hear at once that there is
 # no network than after the training.
 book: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages
+	$(PY) -m minimind_core.stages --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
 	@echo "or run: make serve"
@@ -67,6 +70,11 @@ serve:
 	@test -f _build/html/book/index.html || \
 	    { echo "Nothing is built yet: make book"; exit 1; }
 	$(PY) -m http.server --directory _build/html $(PORT)
+
+# The address goes into badges, set-up cells, links: see tools/repository.py.
+# Without URL the one that stands is stamped again, into new notebooks too.
+repository:
+	@$(PYTHON) tools/repository.py $(URL)
 
 lock: env
 	$(PY) -m pip install --quiet uv

@@ -16,10 +16,19 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import io
+import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    CancelledError,
+    ProcessPoolExecutor,
+    as_completed,
+)
 from functools import lru_cache
 from pathlib import Path
 
@@ -230,17 +239,76 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--clear", action="store_true", help="remove the cache"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1),
+        help="how many studies are made at a time (%(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.clear:
         shutil.rmtree(cache_folder(), ignore_errors=True)
         print(f"removed {cache_folder()}")
         return
-    print(f"what is made is kept in {cache_folder()}")
+    print(f"what is made is kept in {cache_folder()}", flush=True)
     get_stage(STAGES[-1])
-    for name in studies():
-        print(f"study: {name}", flush=True)
-        get_study(name)
+    _make_studies(get_study, list(studies()), options.jobs)
     print("ready")
+
+
+def _make_studies(
+    make: Callable[[str], object], names: list[str], jobs: int
+) -> None:
+    """Make studies, each in a process of its own, a few at a time.
+
+    Raises
+    ------
+    SystemExit
+        If one fails; those that are under way are finished first.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # see `make`
+    failed: list[str] = []
+    with ProcessPoolExecutor(
+        max(1, min(jobs, len(names))),
+        mp_context=multiprocessing.get_context("spawn"),
+    ) as pool:
+        running = {pool.submit(_timed, make, name): name for name in names}
+        for number, future in enumerate(as_completed(running), start=1):
+            name = running[future]
+            try:
+                told = f"{future.result():.0f} s"
+            except CancelledError:
+                continue
+            except Exception:
+                failed.append(name)
+                told = f"failed\n{traceback.format_exc()}"
+                for other in running:
+                    other.cancel()
+            print(f"study {number}/{len(names)} {name}: {told}", flush=True)
+    if failed:
+        sys.exit(f"these studies failed: {', '.join(failed)}")
+
+
+def _timed(make: Callable[[str], object], name: str) -> float:
+    """Make one study; how many seconds it took."""
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(_Lines(name)):
+        make(name)
+    return time.perf_counter() - start
+
+
+class _Lines(io.TextIOBase):
+    """Whole lines that say whose they are: two write at a time."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.out, self.begun = name, sys.stdout, ""
+
+    def write(self, text: str) -> int:
+        """Pass on what is a whole line by now, and not a bar's in between."""
+        *lines, self.begun = (self.begun + text).split("\n")
+        for line in lines:
+            said = line.rstrip("\r").rpartition("\r")[2].strip()
+            if said:
+                print(f"  {self.name}: {said}", file=self.out, flush=True)
+        return len(text)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def test_a_notebook_is_plain_and_current(path):
 
 @notebooks
 def test_a_chapter_opens_with_its_title(path):
-    first = cells(path, "markdown")[0]
+    badge, first = cells(path, "markdown")[:2]
+    assert badge["id"] == "badge"  # tests/test_repository.py
     assert re.match(r"(\(.*\)=\n)?# \S", source(first))
     titles = re.findall(r"^# .+$", prose(path), re.MULTILINE)
     assert len(titles) == 1, titles

@@ -5,9 +5,11 @@ A book of one small notebook is built with the real settings and hooks.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +19,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SPEC = importlib.util.spec_from_file_location(
-    "vendor", ROOT / "book" / "_ext" / "vendor.py"
-)
-vendor = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(vendor)
+
+def extension(name: str):
+    path = ROOT / "book" / "_ext" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+vendor = extension("vendor")
+execution = extension("execution")
 
 
 # --- what is fetched --------------------------------------------------------
@@ -83,6 +91,82 @@ def test_without_a_network_it_says_what_to_do(shop, monkeypatch):
 # --- what is executed -------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def imports():
+    return execution.Imports(ROOT / "minimind_core")
+
+
+@pytest.mark.parametrize(
+    ("code", "reached", "beyond"),
+    [
+        ("from minimind_core.floats import encode", "floats", "model"),
+        ("from minimind_core.viz import show", "viz.text", "exhibits"),
+        ("from minimind_core import answer", "talk", "cli"),
+        ("def f():\n    import minimind_core.talk", "talk", "viz"),
+        ("from minimind_core import exhibits", "exhibits.data", "cli"),
+        ("get_study('dtypes')", "studies.dtypes", "studies.adapters"),
+        ("from minimind_core.stages import get_stage", "train", "studies"),
+    ],
+)
+def test_what_a_notebook_depends_on(imports, code, reached, beyond):
+    found = imports.reach(code)
+    assert {"minimind_core", f"minimind_core.{reached}"} <= found
+    assert f"minimind_core.{beyond}" not in found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import minimind_core",
+        "get_study(name)",
+        "get_study('a study of tomorrow')",
+        "run(['-m', 'minimind_core', 'chat'])",
+        "'!minimind chat'",
+        "run('minimind chat')",
+    ],
+)
+def test_what_cannot_be_seen_depends_on_everything(imports, code):
+    assert imports.reach(code) == set(imports.files)
+
+
+def test_modules_are_imported_by_name_only_where_this_is_known(imports):
+    """Else a notebook could reach what `Imports` does not see."""
+    dynamic = ("import_module", "__import__", "pkgutil", "runpy")
+    found = {
+        name.removeprefix("minimind_core.")
+        for name, file in imports.files.items()
+        if any(word in file.read_text("utf8") for word in dynamic)
+    }
+    assert found <= {"minimind_core", "studies", "exhibits.catalogue"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_what_a_chapter_imports_is_among_what_it_reaches(imports, path):
+    """Against Python itself: the modules that its imports load."""
+    code = execution.code_of(path)
+    lines = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "minimind_core" in ast.unparse(node)
+    ]
+    probe = "\n".join(lines) + (
+        "\nimport sys\nprint(*[name for name in sys.modules "
+        "if name.split('.')[0] == 'minimind_core'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert set(done.stdout.split()) <= imports.reach(code)
+
+
 def notebook(prose: str, code: str) -> str:
     cells = [
         {"cell_type": "markdown", "id": "a", "metadata": {}, "source": prose},
@@ -117,6 +201,14 @@ def small_book(tmp_path_factory) -> Path:
     for name in ("_config.yml", "_toc.yml", "book/references.bib"):
         (book / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, book / name)
+    config = book / "_config.yml"  # as it is before anyone sets an address
+    config.write_text(
+        re.sub(
+            r"https://github\.com/\S+",
+            "https://github.com/OWNER/minimind-core",
+            config.read_text(),
+        )
+    )
     for name in ("book/_ext", "book/_static", "_build/vendor"):
         shutil.copytree(
             ROOT / name,
@@ -127,15 +219,24 @@ def small_book(tmp_path_factory) -> Path:
         "format: jb-book\nroot: book/index\nchapters:\n- file: book/one\n"
     )
     (book / "book" / "index.md").write_text("# A book\n\nOf one page.\n")
-    (book / "minimind_core").mkdir()
-    (book / "minimind_core" / "__init__.py").write_text("answer = 42\n")
+    package = book / "minimind_core"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "used.py").write_text("from .deep import answer\n")
+    (package / "deep.py").write_text("answer = 42\n")
+    (package / "other.py").write_text("answer = 0\n")
     return book
 
 
-COUNT = "print('ran', file=open('runs.txt', 'a'))\nprint(6 * 7)"
+COUNT = """\
+import sys
+sys.path.insert(0, "..")
+from minimind_core.used import answer
+print("ran", file=open("runs.txt", "a"))
+print(answer)"""
 
 
-def build(book: Path) -> subprocess.CompletedProcess:
+def build(book: Path, **variables: str) -> subprocess.CompletedProcess:
     command = str(Path(sys.executable).with_name("jupyter-book"))
     return subprocess.run(
         [command, "build", ".", "-W", "--keep-going", "-n"],
@@ -144,7 +245,7 @@ def build(book: Path) -> subprocess.CompletedProcess:
         text=True,
         timeout=300,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1", **variables},
     )
 
 
@@ -166,19 +267,56 @@ def test_only_a_change_of_code_executes_again(small_book):
     assert after("an edit to prose") == 1
     assert "Other prose" in page.read_text()
 
-    (small_book / "minimind_core" / "__init__.py").write_text("answer = 43\n")
-    assert after("an edit to the package") == 2
+    package = small_book / "minimind_core"
+    (package / "other.py").write_text("answer = 1\n")
+    assert after("an edit to what it does not use") == 1
+    (package / "deep.py").write_text("answer = 43\n")
+    assert after("an edit to what it uses") == 2
+    assert "43" in page.read_text()
     assert after("no edit") == 2
 
 
 def test_a_notebook_that_fails_fails_the_build_and_says_where(small_book):
     source = small_book / "book" / "one.ipynb"
-    code = "def halve(x):\n    return x / 0\n\nhalve(1)"
+    counter = small_book / "book" / "fails.txt"
+    code = (
+        "print('ran', file=open('fails.txt', 'a'))\n"
+        "def halve(x):\n    return x / 0\n\nhalve(1)"
+    )
     source.write_text(notebook("# One", code))
-    done = build(small_book)
-    assert done.returncode != 0
-    log = done.stdout + done.stderr
-    assert "ZeroDivisionError" in log and "return x / 0" in log
+    for times in (1, 2):  # it fails again, though nothing has changed
+        done = build(small_book)
+        assert done.returncode != 0
+        log = done.stdout + done.stderr
+        assert "ZeroDivisionError" in log and "return x / 0" in log
+        assert "book/one" in log
+        assert counter.read_text().count("ran") == times
+
+
+def test_two_notebooks_are_executed_at_a_time(small_book):
+    """Each waits for the other, which one after the other cannot do."""
+    for own, other in (("one", "two"), ("two", "one")):
+        code = (
+            "import pathlib, time\n"
+            f"pathlib.Path('{own}.ready').touch()\n"
+            "for _ in range(600):\n"
+            f"    if pathlib.Path('{other}.ready').exists(): break\n"
+            "    time.sleep(0.1)\n"
+            "else: raise TimeoutError('nobody came')\n"
+            "print('we met')"
+        )
+        page = small_book / "book" / f"{own}.ipynb"
+        page.write_text(notebook(f"# {own}", code))
+    toc = small_book / "_toc.yml"
+    before = toc.read_text()
+    toc.write_text(before + "- file: book/two\n")
+    done = build(small_book, WORKERS="2")
+    toc.write_text(before)
+    (small_book / "book" / "two.ipynb").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = small_book / "_build" / "html" / "book"
+    for name in ("one", "two"):
+        assert "we met" in (html / f"{name}.html").read_text()
 
 
 def test_links_to_the_repository_wait_for_its_address(small_book):
@@ -193,7 +331,8 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
     assert "OWNER" not in page.read_text("utf8")
     assert "colab" not in page.read_text("utf8")
 
-    config.write_text(config.read_text().replace("/OWNER/", "/someone/"))
+    settings = config.read_text()
+    config.write_text(settings.replace("/OWNER/", "/someone/"))
     done = build(small_book)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "address is not set" not in done.stdout + done.stderr

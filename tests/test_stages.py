@@ -1,6 +1,8 @@
 """The cache of trained stages: made once, keyed on what makes them."""
 
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,3 +90,74 @@ def test_a_stage_is_made_once_with_all_before_it(tmp_path, monkeypatch):
     # Another seed is another model.
     other = get_stage("tokenizer", seed=1, progress=False)
     assert other.parent != home
+
+
+# Two studies that wait for one another, and one that fails.
+STUDIES = """
+from pathlib import Path
+import time
+
+def meet(own, other):
+    def study(preset, progress):
+        Path(own).touch()
+        for _ in range(600):
+            if Path(other).exists():
+                print(own, "met", other)
+                return own
+            time.sleep(0.1)
+        raise TimeoutError(f"{own} was alone")
+    return study
+
+def broken(preset, progress):
+    return 1 / 0
+
+STUDIES = {"left": meet("left", "right"), "right": meet("right", "left")}
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_studies_are_made_two_at_a_time(tmp_path, jobs):
+    """In processes of their own; what they say, and which failed, is told."""
+    package = tmp_path / "minimind_core"
+    shutil.copytree(
+        Path(minimind_core.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for path in (package / "studies").glob("[a-z]*.py"):
+        path.unlink()
+    study = STUDIES
+    if jobs == 1:  # nobody to wait for: it is the other that fails here
+        study += 'STUDIES = {"left": broken, "right": broken}\n'
+    (package / "studies" / "pairs.py").write_text(study, encoding="utf-8")
+    program = (
+        "from minimind_core import stages\n"
+        "if __name__ == '__main__':\n"
+        "    stages.get_stage = lambda name: None\n"
+        f"    stages.main(['--jobs', '{jobs}'])\n"
+    )
+    (tmp_path / "go.py").write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "go.py"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(tmp_path),
+            "MINIMIND_CACHE": str(tmp_path / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = done.stdout + done.stderr
+    if jobs == 2:
+        assert done.returncode == 0, said
+        assert "  left: left met right\n" in done.stdout
+        assert "study 2/2" in done.stdout and "ready" in done.stdout
+        made = list((tmp_path / "cache" / "studies").glob("*.json"))
+        assert len(made) == 2
+    else:
+        assert done.returncode != 0
+        assert "ZeroDivisionError" in said and "return 1 / 0" in said
+        assert "these studies failed: " in done.stderr
+        assert "ready" not in said

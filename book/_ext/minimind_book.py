@@ -1,7 +1,7 @@
 """The few things the book asks of Sphinx beyond its settings.
 
-1. Executed notebooks are cached under a key that includes the package: an
-   edit to `minimind_core` executes them again, an edit to prose does not.
+1. Notebooks are executed again when code changes that they depend on, two
+   at a time; an edit to prose executes nothing (`execution.py`).
 2. Widgets, mathematics and icons come from files beside the pages; no page
    asks another host for anything.
 3. As long as nobody has said where the repository lives, the pages carry no
@@ -10,15 +10,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging as std_logging
 import re
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import execution
 import vendor
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
@@ -37,56 +36,6 @@ WIDGET_VIEW = re.compile(
     r"(?P<view>.*?)</script>",
     re.DOTALL,
 )
-
-# Libraries whose version changes what a notebook prints or draws.
-EXECUTED_WITH = (
-    "ipywidgets",
-    "matplotlib",
-    "numpy",
-    "peft",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
-
-
-# --- 1. The execution cache -------------------------------------------------
-
-
-def package_digest() -> str:
-    """A digest of the package's source and of the libraries beneath it."""
-    digest = hashlib.sha256()
-    folder = ROOT / "minimind_core"
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".py", ".json", ".txt"}:
-            digest.update(path.relative_to(folder).as_posix().encode())
-            digest.update(path.read_bytes())
-    for name in EXECUTED_WITH:
-        digest.update(f"{name}=={metadata.version(name)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def key_the_cache(app: Sphinx, config: Any) -> None:
-    """Give this state of the package an execution cache of its own."""
-    config.nb_execution_cache_path = str(
-        ROOT / "_build" / ".jupyter_cache" / package_digest()
-    )
-
-
-def notebooks_are_outdated(
-    app: Sphinx, env: Any, added: set, changed: set, removed: set
-) -> list[str]:
-    """Have all notebooks read again when the package has changed."""
-    digest = package_digest()
-    if getattr(env, "minimind_digest", digest) == digest:
-        env.minimind_digest = digest
-        return []
-    env.minimind_digest = digest
-    return [
-        name
-        for name in env.found_docs
-        if str(env.doc2path(name)).endswith(".ipynb")
-    ]
 
 
 # --- 2. Nothing from other hosts --------------------------------------------
@@ -236,10 +185,9 @@ def no_dead_links(app: Sphinx, config: Any) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("config-inited", key_the_cache)
+    execution.setup(app)
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
-    app.connect("env-get-outdated", notebooks_are_outdated)
     app.connect("html-page-context", local_page, priority=900)
     app.connect("build-finished", subset_icons, priority=900)
     app.add_js_file("book.js", priority=10)  # before the widget bundle

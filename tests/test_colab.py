@@ -1,0 +1,124 @@
+"""The set-up of a machine that is not ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+from minimind_core import colab, precision
+from minimind_core.precision import DeviceFacts
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, ...]]:
+    """What pip is asked for, in place of doing it."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(colab, "_pip", lambda *args: asked.append(args))
+    return asked
+
+
+def pretend(monkeypatch, *, missing=(), torchao=None, on_colab=False):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name in missing else real(name, *more),
+    )
+
+    def its_version(name: str) -> str:
+        if name == "torchao":
+            if torchao is None:
+                raise PackageNotFoundError(name)
+            return torchao
+        return version(name)
+
+    monkeypatch.setattr(colab, "version", its_version)
+    if on_colab:
+        monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    else:
+        monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+
+
+def test_where_nothing_is_missing_nothing_is_installed(
+    calls, monkeypatch, capsys
+):
+    pretend(monkeypatch)
+    colab.set_up()
+    assert calls == []
+    said = " ".join(capsys.readouterr().out.split())
+    assert precision.resolve().reason in said
+
+
+def test_only_what_is_missing_is_installed(calls, monkeypatch):
+    pretend(monkeypatch, missing=("PIL", "matplotlib"))
+    colab.set_up()
+    assert calls == [("install", "matplotlib", "pillow")]
+    never = {"torch", "transformers", "peft"}
+    assert not never & set(colab.NEEDED.values())
+
+
+@pytest.mark.parametrize(
+    ("torchao", "on_colab", "removed"),
+    [
+        ("0.10.0", True, True),
+        ("0.16.0", True, False),
+        (None, True, False),
+        ("0.10.0", False, False),  # not ours to remove
+    ],
+)
+def test_the_torchao_that_breaks_peft_is_removed_on_colab(
+    calls, monkeypatch, torchao, on_colab, removed
+):
+    pretend(monkeypatch, torchao=torchao, on_colab=on_colab)
+    colab.set_up()
+    assert calls == [("uninstall", "--yes", "torchao")] * removed
+
+
+def test_it_says_what_pip_said(monkeypatch, capsys):
+    def fails(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "no such thing")
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(subprocess.CalledProcessError):
+        colab._pip("install", "nothing")
+    assert "no such thing" in capsys.readouterr().out
+
+
+T4 = DeviceFacts(
+    type="cuda", name="Tesla T4", capability=(7, 5), bf16=False,
+    memory_bytes=15 * 2**30,
+)  # fmt: skip
+CPU = DeviceFacts(
+    type="cpu", name="a processor", capability=None, bf16=False,
+    memory_bytes=2**33,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "on_colab", "expected", "not_said"),
+    [
+        (T4, True, ["'cuda'", "float16, with a ", "Tesla T4"], "no GPU"),
+        (CPU, True, ["'cpu'", "float32", "no GPU", "runtime type"], "cuda"),
+        (CPU, False, ["'cpu'", "no chapter needs one"], "runtime type"),
+    ],
+)
+def test_it_says_which_device_and_dtype_there_are(
+    monkeypatch, facts, on_colab, expected, not_said
+):
+    pretend(monkeypatch, on_colab=on_colab)
+    real = precision.resolve
+    monkeypatch.setattr(precision, "resolve", lambda: real(facts=facts))
+    said = colab.what_there_is()
+    assert all(text in said for text in expected), said
+    assert not_said not in said
+
+
+def test_colab_is_known_by_its_own_module(monkeypatch):
+    pretend(monkeypatch)
+    assert not colab.on_colab()
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert colab.on_colab()
