@@ -462,5 +462,7 @@ def plot_sizes(
                           ha="right", va="top")  # fmt: skip
     axes.set(xlim=limits, ylim=(0, high), xlabel=xlabel, ylabel="share",
              title=title)  # fmt: skip
-    axes.legend(loc="upper right", fontsize=9)
+    # Above: nothing in the axes is safe from the shades and the curves.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2,
+                fontsize=9, frameon=False)  # fmt: skip
     return figure
