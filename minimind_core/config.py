@@ -481,6 +481,7 @@ def _large(name: str, summary: str, model: ModelConfig) -> Preset:
     )
 
 
+#: The presets by name, from the smallest to the largest.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
