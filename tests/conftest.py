@@ -20,6 +20,36 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI") == "true"
 
+
+def toc_entries() -> list[dict]:
+    """The entries of the table of contents, in reading order.
+
+    The first is the front page; each has its `file`, as the path from the
+    root without a suffix, and may have a `title`.
+    """
+    import yaml
+
+    def below(part: dict) -> list[dict]:
+        found = [part] if "file" in part else []
+        for key in ("parts", "chapters", "sections"):
+            for entry in part.get(key, []):
+                found += below(entry)
+        return found
+
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+    return [{"file": toc["root"]}, *below(toc)]
+
+
+def pages() -> list[str]:
+    """All pages of the book, the front page first."""
+    return [entry["file"] for entry in toc_entries()]
+
+
+def chapters() -> list[str]:
+    """Those of the pages that are notebooks."""
+    return [page for page in pages() if (ROOT / f"{page}.ipynb").exists()]
+
+
 # What a machine may lack without a test being the worse for it. Anything
 # else that CI skips (a browser, the built pages, torchrun) is a failure.
 HARDWARE = re.compile(r"\b(GPU|CUDA|MPS|bfloat16|processor|root)\b", re.I)

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, pages, toc_entries
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 TEXTS = sorted((ROOT / "book").glob("*.md"))
@@ -44,14 +43,22 @@ def prose(path: Path) -> str:
 
 
 def test_the_table_of_contents_names_every_page():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
-    named = {toc["root"], *(entry["file"] for entry in toc["chapters"])}
     there = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for path in [*NOTEBOOKS, *TEXTS]
     }
-    assert named == there
+    assert set(pages()) == there
     assert NOTEBOOKS, "a book has chapters"
+
+
+def test_the_sidebar_numbers_the_chapters():
+    """As their files do; the text says "chapter 4" and means this."""
+    for entry in toc_entries():
+        path = ROOT / f"{entry['file']}.ipynb"
+        number = re.match(r"\d+", path.name)
+        if number and path.exists():
+            heading = re.search(r"^# (.+)$", prose(path), re.MULTILINE)
+            assert entry["title"] == f"{int(number[0])}. {heading[1]}"
 
 
 @notebooks

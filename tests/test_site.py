@@ -17,8 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, chapters, pages
 
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(
@@ -28,9 +27,8 @@ PAGES = sorted(
     and "_sources" not in path.parts
     and path != SITE / "index.html"  # which only leads to the front page
 ) or ["book/index.html"]
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
-CHAPTERS = [f"{entry['file']}.html" for entry in TOC["chapters"]]
-READ = [f"{TOC['root']}.html", *CHAPTERS]
+CHAPTERS = [f"{page}.html" for page in chapters()]
+READ = [f"{page}.html" for page in pages()]
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}

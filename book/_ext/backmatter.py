@@ -1,0 +1,183 @@
+"""What the pages around the chapters are made from.
+
+1. The package's docstrings become the API pages: a module's docstring begins
+   with its usage, set in by four blanks, which is code though no ``::``
+   stands before it; and what stands in single backticks is a link if it names
+   something in the package.
+2. How to cite the book is taken from `CITATION.cff`.
+3. How long a chapter takes to read is counted.
+4. What was cited by its number on arXiv can be followed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+ROOT = Path(__file__).resolve().parents[2]
+UNSET_OWNER = "/OWNER/"
+LINKED = {"function", "class", "exception", "method", "data"}
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
+
+# --- 1. Docstrings ----------------------------------------------------------
+
+
+def usage_is_code(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
+) -> None:
+    """Say before each indented block of a module's docstring that it is code.
+
+    Only what follows an unindented line is meant, and not what the docstring
+    has marked by itself.
+    """
+    if what != "module":
+        return
+    marked: list[str] = []
+    before = ""  # the last line with something in it
+    # As it was written: where usage is all there is, its indent is lost.
+    for line in [*(obj.__doc__ or "").splitlines(), ""]:
+        begins = line.startswith("    ") and marked and not marked[-1]
+        if begins and before[:1].strip() and not before.endswith("::"):
+            marked += ["::", ""]
+        marked.append(line)
+        before = line if line.strip() else before
+    lines[:] = marked
+
+
+def find(objects: dict[str, Any], target: str) -> str | None:
+    """The one documented name that `target` can mean, or None.
+
+    A lone lower-case word is more often a parameter than a function.
+    """
+    if not any(sign.isupper() or sign in "_." for sign in target):
+        return None
+    found = [
+        name
+        for name, entry in objects.items()
+        if name.endswith(f".{target}") and entry.objtype in LINKED
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def link_or_code(
+    app: Sphinx, env: Any, node: Any, contnode: nodes.Node
+) -> nodes.Node | None:
+    """Resolve a name in backticks in the whole package, or leave it code."""
+    if (node.get("refdomain"), node["reftype"]) != ("py", "obj"):
+        return None
+    objects = env.domaindata["py"]["objects"]
+    name = find(objects, node["reftarget"])
+    if name is None:
+        return contnode
+    entry = objects[name]
+    target = app.builder.get_relative_uri(node["refdoc"], entry.docname)
+    return nodes.reference(
+        "",
+        "",
+        contnode,
+        internal=True,
+        refuri=f"{target}#{entry.node_id}",
+        reftitle=name,
+    )
+
+
+# --- 2. How to cite ---------------------------------------------------------
+
+
+def bibtex(citation: dict[str, Any]) -> str:
+    """The BibTeX entry for what a `CITATION.cff` says.
+
+    An address that nobody has set yet is left out.
+    """
+    fields = {
+        "author": " and ".join(
+            f"{{{one['name']}}}"
+            if "name" in one
+            else f"{one['family-names']}, {one['given-names']}"
+            for one in citation["authors"]
+        ),
+        "title": citation["title"].replace("_", r"\_"),
+        "version": str(citation["version"]),
+        "license": citation["license"],
+    }
+    if "date-released" in citation:
+        fields["year"] = str(citation["date-released"])[:4]
+    address = citation.get("repository-code", UNSET_OWNER)
+    if UNSET_OWNER not in address:
+        fields["url"] = address
+    key = citation["title"].split(":")[0]
+    told = "".join(f"  {k:7} = {{{v}}},\n" for k, v in fields.items())
+    return f"@software{{{key},\n{told}}}"
+
+
+class HowToCite(SphinxDirective):
+    """The entry to cite the book by."""
+
+    def run(self) -> list[nodes.Node]:
+        source = ROOT / "CITATION.cff"
+        self.env.note_dependency(str(source))
+        entry = bibtex(yaml.safe_load(source.read_text("utf8")))
+        return [nodes.literal_block(entry, entry, language="bibtex")]
+
+
+# --- 3. How long a chapter is -----------------------------------------------
+
+
+def minutes_to_read(notebook: dict[str, Any]) -> int:
+    """Minutes for 200 words of text, and 20 lines of code, each, in fives."""
+    words = lines = 0
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            words += len(text.split())
+        elif "remove-cell" not in cell["metadata"].get("tags", []):
+            lines += len(text.splitlines())
+    return max(1, round((words / 200 + lines / 20) / 5)) * 5
+
+
+class ReadingTime(SphinxRole):
+    """``{reading}`05_pretraining``` is the time to read that chapter."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        source = ROOT / "book" / f"{self.text}.ipynb"
+        self.env.note_dependency(str(source))
+        minutes = minutes_to_read(json.loads(source.read_text("utf8")))
+        return [nodes.Text(f"{minutes} minutes")], []
+
+
+# --- 4. What can be followed ------------------------------------------------
+
+
+def link_arxiv(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Make links of arXiv's numbers in lists of references."""
+    for entry in doctree.findall(nodes.citation):
+        for text in list(entry.findall(nodes.Text)):
+            found = ARXIV.search(text)
+            if found is None or isinstance(text.parent, nodes.reference):
+                continue
+            before, after = text[: found.start()], text[found.end() :]
+            link = nodes.reference(
+                "",
+                found[0],
+                refuri=f"https://arxiv.org/abs/{found[1]}",
+                internal=False,
+            )
+            parts = [nodes.Text(before), link, nodes.Text(after)]
+            text.parent.replace(text, parts)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("autodoc-process-docstring", usage_is_code, priority=900)
+    app.connect("missing-reference", link_or_code)
+    app.connect("doctree-resolved", link_arxiv)
+    app.add_directive("how-to-cite", HowToCite)
+    app.add_role("reading", ReadingTime())
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
