@@ -11,13 +11,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -87,6 +90,25 @@ def link_or_code(
         refuri=f"{target}#{entry.node_id}",
         reftitle=name,
     )
+
+
+class Submodules(SphinxDirective):
+    """All modules of a package, each as ``automodule`` shows it."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        (package,) = self.arguments
+        folder = importlib.import_module(package).__path__
+        lines = []
+        for module in pkgutil.iter_modules(folder, f"{package}."):
+            lines += [f".. automodule:: {module.name}", "   :members:", ""]
+        container = nodes.Element()
+        source = self.get_source_info()[0]
+        self.state.nested_parse(
+            StringList(lines, source), self.content_offset, container
+        )
+        return container.children
 
 
 # --- 2. How to cite ---------------------------------------------------------
@@ -177,6 +199,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", usage_is_code, priority=900)
     app.connect("missing-reference", link_or_code)
     app.connect("doctree-resolved", link_arxiv)
+    app.add_directive("submodules", Submodules)
     app.add_directive("how-to-cite", HowToCite)
     app.add_role("reading", ReadingTime())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
