@@ -111,6 +111,17 @@ class Submodules(SphinxDirective):
         return container.children
 
 
+def only_what_has_source(app: Sphinx) -> list:
+    """Keep Python's own modules out of the list of source pages.
+
+    They have no page there, so `sphinx.ext.viewcode` lists a dead link.
+    """
+    modules = getattr(app.env, "_viewcode_modules", {})
+    for name in [name for name, entry in modules.items() if not entry]:
+        del modules[name]
+    return []
+
+
 # --- 2. How to cite ---------------------------------------------------------
 
 
@@ -198,6 +209,7 @@ def link_arxiv(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", usage_is_code, priority=900)
     app.connect("missing-reference", link_or_code)
+    app.connect("html-collect-pages", only_what_has_source, priority=400)
     app.connect("doctree-resolved", link_arxiv)
     app.add_directive("submodules", Submodules)
     app.add_directive("how-to-cite", HowToCite)

@@ -35,6 +35,11 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll(".search-button-field")) {
     button.removeAttribute("aria-label");
   }
+  // What unfolds in the list of pages is named after the page above it.
+  for (const fold of document.querySelectorAll(".bd-sidebar-primary summary")) {
+    const above = fold.closest("li")?.querySelector("a");
+    fold.ariaLabel = `pages below: ${above?.textContent.trim()}`;
+  }
   const pages = document.querySelector("article");
   if (!pages?.querySelector("script[type*='widget-view']")) return;
   new MutationObserver(() => name(pages)).observe(pages, {
