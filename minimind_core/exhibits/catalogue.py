@@ -120,8 +120,9 @@ class Exhibit:
     came : str
         When what is wrong first stood there, as ``YYYY-MM-DD commit``.
     gone : str
-        When upstream put it right, as ``YYYY-MM-DD commit``; empty if it
-        stood there at the last commit that was checked.
+        When upstream put it right, as ``YYYY-MM-DD commit``, or a pull
+        request in place of the commit; empty if it stood there at the last
+        commit that was checked.
     kind : Kind
         What it costs.
     noticed : Notice
@@ -163,6 +164,16 @@ class Exhibit:
         return f"{UPSTREAM}/blob/{self.commit}/{file}#L{first}"
 
     @property
+    def came_url(self) -> str:
+        """The commit that brought it."""
+        return _change(self.came)
+
+    @property
+    def gone_url(self) -> str:
+        """The commit or pull request that put it right, if there is one."""
+        return _change(self.gone)
+
+    @property
     def anchor(self) -> str:
         """Where on its page it is shown."""
         return f"exhibit-{self.key}"
@@ -171,6 +182,13 @@ class Exhibit:
     def module(self) -> str:
         """The module that holds it."""
         return self.measure.__module__
+
+
+def _change(moment: str) -> str:
+    name = moment.partition(" ")[2]
+    if name.startswith("#"):
+        return f"{UPSTREAM}/pull/{name[1:]}"
+    return f"{UPSTREAM}/commit/{name}" if name else ""
 
 
 def catalogue() -> tuple[Exhibit, ...]:

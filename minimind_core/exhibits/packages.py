@@ -487,8 +487,8 @@ EXHIBITS = (
         came="2026-03-25 101d7df",
         kind=Kind.WRONG,
         noticed=Notice.ODD,
-        cost="generate runs on until its limit, and invents more turns",
-        fix="write eos, bos and pad into both config files",
+        cost="`generate` runs on until its limit, and invents more turns.",
+        fix="Write eos, bos and pad into both config files.",
         measure=measure_end,
         test="tests/test_exhibits_packages.py::"
         "test_ours_says_where_an_answer_ends_and_upstreams_does_not",
@@ -507,8 +507,8 @@ EXHIBITS = (
         gone="2025-04-26 a62faf3",
         kind=Kind.STOP,
         noticed=Notice.ERROR,
-        cost="whoever loads it must run its Python; no other tool can",
-        fix="use the names and the arithmetic of a known architecture",
+        cost="Whoever loads it must run its Python; no other tool can.",
+        fix="Use the names and the arithmetic of a known architecture.",
         measure=measure_code,
         test="tests/test_export.py::"
         "test_a_process_without_us_reads_it_exactly",
@@ -526,8 +526,8 @@ EXHIBITS = (
         gone="2025-04-26 a62faf3",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="right names, right shapes, wrong answers, and no warning",
-        fix="pair the halves of a head, as Qwen3 and Llama do",
+        cost="Right names, right shapes, wrong answers, and no warning.",
+        fix="Pair the halves of a head, as Qwen3 and Llama do.",
         measure=measure_pairs,
         test="tests/test_exhibits_packages.py::"
         "test_pairs_laid_out_differently_are_wrong_and_silent",
