@@ -83,11 +83,23 @@ def _card(exhibit: Any, found: Any) -> str:
     rows = (
         ("What it does", _text(exhibit.cost)),
         ("Measured", f"{_text(found.what)}: "
-         f'<span class="mm-bug"><b>as it was</b> {_text(found.bug)}</span> '
-         f'<span class="mm-fix"><b>put right</b> {_text(found.fix)}</span>'),
+         f'<span class="mm-bug"><b>as it was</b> '
+         f"<span>{_text(found.bug)}</span></span> "
+         f'<span class="mm-fix"><b>put right</b> '
+         f"<span>{_text(found.fix)}</span></span>"),
         ("Instead", _text(exhibit.fix)),
         ("Kept away by", f'<code class="mm-test">{test}</code>'),
     )  # fmt: skip
+    facts = "".join(
+        f"<span>{fact}</span>"
+        for fact in (
+            f"costs <b>{_text(exhibit.kind.label)}</b>",
+            f"told by <b>{_text(exhibit.noticed.label)}</b>",
+            life,
+            f"runs {_chapter(exhibit)}",
+            f"<code>{exhibit.key}</code>",
+        )
+    )
     body = "".join(
         f"<div><dt>{name}</dt><dd><p>{text}</p></dd></div>"
         for name, text in rows
@@ -95,9 +107,7 @@ def _card(exhibit: Any, found: Any) -> str:
     return (
         f'<li class="mm-card" id="card-{exhibit.key}" {data}>'
         f"<h3>{_text(exhibit.title)}</h3>"
-        f'<p class="mm-facts"><span>costs <b>{_text(exhibit.kind.label)}'
-        f"</b></span><span>told by <b>{_text(exhibit.noticed.label)}</b>"
-        f"</span><span>{life}</span><span>runs {_chapter(exhibit)}</span></p>"
+        f'<p class="mm-facts">{facts}</p>'
         f"<pre><code>{html.escape(code)}</code></pre>"
         f'<p class="mm-source"><a href="{exhibit.url}">{file}, {lines}</a>, '
         f"commit {exhibit.commit}, MiniMind, Apache-2.0</p>"
@@ -194,5 +204,6 @@ def plot_lifelines(exhibits: Sequence[Any], until: str) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=9)
     axes.tick_params(axis="y", length=0)
     return figure
