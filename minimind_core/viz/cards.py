@@ -97,7 +97,6 @@ def _card(exhibit: Any, found: Any) -> str:
             f"told by <b>{_text(exhibit.noticed.label)}</b>",
             life,
             f"runs {_chapter(exhibit)}",
-            f"<code>{exhibit.key}</code>",
         )
     )
     body = "".join(
@@ -106,6 +105,7 @@ def _card(exhibit: Any, found: Any) -> str:
     )
     return (
         f'<li class="mm-card" id="card-{exhibit.key}" {data}>'
+        f'<p class="mm-key">{exhibit.key}</p>'
         f"<h3>{_text(exhibit.title)}</h3>"
         f'<p class="mm-facts">{facts}</p>'
         f"<pre><code>{html.escape(code)}</code></pre>"
