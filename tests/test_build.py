@@ -345,3 +345,24 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
         f"https://github.com/{where}/issues",
     ):
         assert link in html, link
+
+
+def test_cards_lead_to_pages_and_to_tests(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    hooks = extension("minimind_book")
+    card = (
+        '<a class="mm-chapter" href="04_precision.ipynb#exhibit-x">in</a>'
+        '<a class="mm-chapter" href="#exhibit-y">below</a>'
+        '<code class="mm-test">tests/test_build.py::<wbr>'
+        "test_cards_lead_to_pages_and_to_tests</code>"
+        '<a href="05_pretraining.ipynb">as it is</a>'
+    )
+    unset = {"repository_url": "https://github.com/OWNER/book"}
+    page = hooks.with_card_links(card, unset)
+    assert page == card.replace("04_precision.ipynb", "04_precision.html")
+    known = {"repository_url": "https://github.com/me/book",
+             "repository_branch": "dev"}  # fmt: skip
+    page = hooks.with_card_links(card, known)
+    line = test_cards_lead_to_pages_and_to_tests.__code__.co_firstlineno
+    place = f"https://github.com/me/book/blob/dev/tests/test_build.py#L{line}"
+    assert f'<a href="{place}"><code class="mm-test">' in page

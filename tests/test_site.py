@@ -56,7 +56,7 @@ SETTLED = """() => document.readyState === "complete" &&
 # that are shown below it, without the controls themselves.
 PICTURE = """output => {
     const controls = ".widget-inline-hbox:not(.widget-html), .widget-play,"
-        + ".widget-dropdown, .widget-toggle-buttons, .first-frame";
+        + ".widget-dropdown, .widget-toggle-buttons, .first-frame, .mm-sort";
     return [...output.querySelectorAll(
             "img, svg, pre, p, td, .widget-html-content")]
         .filter(part => part.getClientRects().length
@@ -252,7 +252,9 @@ def test_a_page_loads_only_what_it_uses(name, server, visit):
 def widget_outputs(page):
     """The outputs that hold controls, one locator each."""
     return page.locator(".cell_output, .output").filter(
-        has=page.locator(".widget-inline-hbox, .widget-play, .jupyter-button")
+        has=page.locator(
+            ".widget-inline-hbox, .widget-play, .jupyter-button, .mm-sort"
+        )
     )
 
 
@@ -278,7 +280,8 @@ def move(output, page) -> list[tuple[str, bool]]:
             handle.press("ArrowLeft" if now >= most else "ArrowRight")
 
         use("slider", slide)
-    for choice in output.locator(".widget-dropdown select").all():
+    lists = ".widget-dropdown select, .mm-sort select"
+    for choice in output.locator(lists).all():
 
         def choose(choice=choice):
             count = choice.locator("option").count()
@@ -358,6 +361,31 @@ def test_without_scripts_there_is_still_a_page(name, site, visit):
     assert len(page.locator("article").inner_text()) > 300
     frames = page.locator(".first-frame")
     assert [one for one in frames.all() if not one.is_visible()] == []
+
+
+def test_cards_are_sorted_in_place(site, visit):
+    page = visit((site / "book" / "museum.html").as_uri(), size=PHONE)
+    choice = page.get_by_label("Sort by")
+    read = """key => [...document.querySelectorAll('.mm-card')]
+        .map(card => card.dataset[key])"""
+    orders = {}
+    for key in choice.locator("option").evaluate_all(
+        "all => all.map(one => one.value)"
+    ):
+        choice.select_option(key)
+        found = page.evaluate(read, key)
+        assert found == sorted(found) and len(found) >= 15
+        orders[key] = page.evaluate(
+            "[...document.querySelectorAll('.mm-card')].map(one => one.id)"
+        )
+    first = set(map(tuple, orders.values()))
+    assert len(first) == len(orders) == 3
+    # Dearest first, as it also stands where scripts are off.
+    still = visit((site / "book" / "museum.html").as_uri(),
+                  java_script_enabled=False)  # fmt: skip
+    ids = still.locator(".mm-card").evaluate_all("all => all.map(c => c.id)")
+    assert ids == orders["cost"]
+    assert not still.get_by_label("Sort by").is_visible()
 
 
 def test_the_address_itself_leads_to_the_front_page(server, browser):

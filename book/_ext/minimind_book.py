@@ -37,6 +37,11 @@ WIDGET_VIEW = re.compile(
     re.DOTALL,
 )
 
+TEST_NAME = re.compile(
+    r'<code class="mm-test">(?P<file>tests/\w+\.py)::<wbr>'
+    r"(?P<name>\w+)</code>"
+)
+
 
 # --- 2. Nothing from other hosts --------------------------------------------
 
@@ -72,6 +77,7 @@ def local_page(
 
     for key in ("script_files", "css_files"):
         context[key] = [item for item in context[key] if wanted(item)]
+    body = with_card_links(body, app.config.html_theme_options)
     # A reference list is said to be a list, and its entries are no items.
     body = body.replace('<div role="list" class="citation-list">', "<div>")
     context["body"] = body
@@ -83,6 +89,31 @@ def local_page(
     ]
     if states:
         context["body"] = with_first_frames(body, states[0])
+
+
+def with_card_links(body: str, options: dict[str, Any]) -> str:
+    """Lead from the museum's cards to pages and to tests.
+
+    In a notebook a card links to a notebook, and names a test. Here there is
+    a page for the one, and for the other, once the repository has an
+    address, a line in it.
+    """
+    body = re.sub(
+        r'(<a class="mm-chapter" href="\w+)\.ipynb#', r"\1.html#", body
+    )
+    address = options.get("repository_url", "")
+    if not address or UNSET_OWNER in address:
+        return body
+    branch = options.get("repository_branch") or "main"
+
+    def link(match: re.Match[str]) -> str:
+        lines = (ROOT / match["file"]).read_text("utf8").splitlines()
+        start = f"def {match['name']}("
+        number = [line.startswith(start) for line in lines].index(True) + 1
+        to = f"{address}/blob/{branch}/{match['file']}#L{number}"
+        return f'<a href="{to}">{match[0]}</a>'
+
+    return TEST_NAME.sub(link, body)
 
 
 def first_frame(state: dict[str, Any], model: str) -> str:

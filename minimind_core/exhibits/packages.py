@@ -13,15 +13,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimind_core.exhibits.catalogue import Exhibit
+from minimind_core.checkpoint import save_model
+from minimind_core.exhibits.bench import SENTENCE, read_model
+from minimind_core.exhibits.catalogue import (
+    Exhibit,
+    Kind,
+    Measured,
+    Notice,
+)
+from minimind_core.export import export_hf
+from minimind_core.tokenizer import encode_document
 
 PAIRED = (
     "q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight",
@@ -383,6 +394,85 @@ def export_like_upstream(
     model.save_pretrained(out)
 
 
+# --- measured -----------------------------------------------------------
+
+
+@contextmanager
+def _exported() -> Iterator[tuple[Path, Tensor, list[int]]]:
+    """A sound package, its right logits, and the prompt they are for."""
+    model, tokenizer = read_model()
+    prompt = encode_document(tokenizer, SENTENCE)[:4]
+    with TemporaryDirectory() as work:
+        (Path(work) / "run").mkdir()
+        save_model(model, tokenizer, Path(work) / "run")
+        folder = export_hf(Path(work) / "run", Path(work) / "hf")
+        with torch.no_grad():
+            yield folder, model(torch.tensor([prompt])).logits, prompt
+
+
+def measure_end() -> Measured:
+    """How long an answer gets if it may have forty tokens."""
+    model, tokenizer = read_model()
+    with _exported() as (folder, exact, prompt):
+        theirs = folder.parent / "theirs"
+        export_like_upstream(
+            model.config.to_dict(), model.state_dict(), theirs
+        )
+        tokenizer.save_pretrained(theirs)
+        bug, fix = (examine(f, prompt, exact) for f in (theirs, folder))
+    return Measured(
+        "a sentence that is over, continued for up to 40 tokens",
+        "to the limit" if not bug.stops else "stops",
+        "stops at its end" if fix.stops else "to the limit",
+        fix.stops and not bug.stops and bug.gap == fix.gap == 0,
+    )  # fmt: skip
+
+
+def need_own_code(folder: Path) -> None:
+    """Say of a package that its model's code is in it."""
+    own = {"AutoConfig": "model.LMConfig",
+           "AutoModelForCausalLM": "model.Transformer"}  # fmt: skip
+    edit_json(folder, "config.json", {
+        "model_type": "minimind", "architectures": ["Transformer"],
+        "auto_map": own,
+    })  # fmt: skip
+
+
+def measure_code() -> Measured:
+    """What a stock reader says to a package with code in it."""
+    from transformers import AutoModelForCausalLM
+
+    def read(folder: Path) -> str:
+        try:
+            AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=False
+            )
+        except ValueError as error:
+            return f"refuses: {type(error).__name__}"
+        return "reads it"
+
+    with _exported() as (folder, _, _):
+        fix = read(folder)
+        need_own_code(folder)
+        bug = read(folder)
+    return Measured(
+        "a reader that does not run strangers' code",
+        bug, fix, bug.startswith("refuses") and fix == "reads it",
+    )  # fmt: skip
+
+
+def measure_pairs() -> Measured:
+    """How far off the logits are, and whether anybody says so."""
+    with _exported() as (folder, exact, prompt):
+        spoilt = broken(folder, folder.parent / "spoilt", "other-pairs")
+        bug, fix = (examine(f, prompt, exact) for f in (spoilt, folder))
+    return Measured(
+        "logits of the converted model, off by",
+        f"{bug.gap or 0:.2f}, without a word", f"{fix.gap or 0:.2f}",
+        (bug.gap or 0) > 0.01 and fix.gap == 0 and bug.verdict == "silent",
+    )  # fmt: skip
+
+
 EXHIBITS = (
     Exhibit(
         key="export-without-end",
@@ -390,8 +480,16 @@ EXHIBITS = (
         commit="d65ef2c",
         date="2026-08-21",
         place="scripts/convert_model.py:43-61",
-        cost="generate runs on until its limit, and invents more turns",
-        fix="write eos, bos and pad into both config files",
+        quote="qwen_config = Qwen3Config(\n"
+        "    **common_config, \n"
+        "    use_sliding_window=False, \n"
+        "    sliding_window=None",
+        came="2026-03-25 101d7df",
+        kind=Kind.WRONG,
+        noticed=Notice.ODD,
+        cost="`generate` runs on until its limit, and invents more turns.",
+        fix="Write eos, bos and pad into both config files.",
+        measure=measure_end,
         test="tests/test_exhibits_packages.py::"
         "test_ours_says_where_an_answer_ends_and_upstreams_does_not",
         page="08_export",
@@ -402,8 +500,16 @@ EXHIBITS = (
         commit="8be4269",
         date="2024-08-28",
         place="export_model.py:14-44",
-        cost="whoever loads it must run its Python; no other tool can",
-        fix="use the names and the arithmetic of a known architecture",
+        quote="LMConfig.register_for_auto_class()\n"
+        'Transformer.register_for_auto_class("AutoModelForCausalL'
+        'M")',
+        came="2024-08-28 8be4269",
+        gone="2025-04-26 a62faf3",
+        kind=Kind.STOP,
+        noticed=Notice.ERROR,
+        cost="Whoever loads it must run its Python; no other tool can.",
+        fix="Use the names and the arithmetic of a known architecture.",
+        measure=measure_code,
         test="tests/test_export.py::"
         "test_a_process_without_us_reads_it_exactly",
         page="08_export",
@@ -414,8 +520,15 @@ EXHIBITS = (
         commit="8be4269",
         date="2024-08-28",
         place="model/model.py:44-48",
-        cost="right names, right shapes, wrong answers, and no warning",
-        fix="pair the halves of a head, as Qwen3 and Llama do",
+        quote="xq_ = torch.view_as_complex(xq.float().reshape(*xq.shape"
+        "[:-1], -1, 2))",
+        came="2024-08-28 8be4269",
+        gone="2025-04-26 a62faf3",
+        kind=Kind.WRONG,
+        noticed=Notice.NOTHING,
+        cost="Right names, right shapes, wrong answers, and no warning.",
+        fix="Pair the halves of a head, as Qwen3 and Llama do.",
+        measure=measure_pairs,
         test="tests/test_exhibits_packages.py::"
         "test_pairs_laid_out_differently_are_wrong_and_silent",
         page="08_export",

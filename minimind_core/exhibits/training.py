@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from minimind_core.exhibits.catalogue import Exhibit
+from minimind_core.exhibits.bench import new_model, random_ids
+from minimind_core.exhibits.catalogue import (
+    Exhibit,
+    Kind,
+    Measured,
+    Notice,
+)
 
 Batch = dict[str, Tensor]
 
@@ -95,6 +101,74 @@ def train_and_save(
     return saved
 
 
+# --- measured -----------------------------------------------------------
+
+
+def _batches(*lengths: int) -> list[Batch]:
+    """One text of each length, in a micro-batch of its own."""
+    rows = [random_ids(1, length, seed=length) for length in lengths]
+    return [{"input_ids": ids, "labels": ids} for ids in rows]
+
+
+def _by_tokens(model: nn.Module, micro_batches: Sequence[Batch]) -> Tensor:
+    """Add up gradients of sums, divided by the tokens of the whole."""
+    total = sum(batch["labels"].numel() - 1 for batch in micro_batches)
+    model.zero_grad(set_to_none=True)
+    for batch in micro_batches:
+        model(**batch, num_items_in_batch=total).loss.backward()
+    return flat_gradient(model)
+
+
+def measure_means() -> Measured:
+    """The direction of a gradient of 60 labels and of 4."""
+    model = new_model()
+    batches = _batches(61, 5)
+    losses = [model(**one).loss * n / 64 for one, n in
+              zip(batches, (60, 4), strict=True)]  # fmt: skip
+    model.zero_grad(set_to_none=True)
+    (losses[0] + losses[1]).backward()
+    exact = flat_gradient(model)
+    bug, fix = (
+        torch.cosine_similarity(one, exact, dim=0).item()
+        for one in (accumulate_means(model, batches, 2),
+                    _by_tokens(model, batches))
+    )  # fmt: skip
+    return Measured(
+        "cosine between the gradient and the right one, 60 labels beside 4",
+        f"{bug:.2f}", f"{fix:.2f}", bug < 0.8 and fix > 0.9999,
+    )  # fmt: skip
+
+
+def measure_leftover() -> Measured:
+    """The length of a gradient of five micro-batches of eight."""
+    model, batches = new_model(), _batches(20, 20, 20, 20, 20)
+    right = accumulate_means(model, batches, 5).norm()
+    bug = (accumulate_means(model, batches, 8).norm() / right).item()
+    fix = (_by_tokens(model, batches).norm() / right).item()
+    return Measured(
+        "length of the gradient of 5 micro-batches, accumulating 8",
+        f"{bug:.3f} of what it should be", f"{fix:.3f}",
+        abs(bug - 5 / 8) < 1e-4 and abs(fix - 1) < 1e-4,
+    )  # fmt: skip
+
+
+def measure_saved() -> Measured:
+    """How much of a short epoch is in the file."""
+    model, start = new_model(), new_model().state_dict()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    saved = train_and_save(model, optimizer, _batches(20, 20, 20), 8)
+    now = model.state_dict()
+    bug, fix = (
+        sum(torch.equal(some[name], start[name]) for name in start)
+        for some in (saved, now)
+    )
+    return Measured(
+        f"of {len(start)} saved tensors, after an epoch of 3 micro-batches, "
+        "are the initial ones",
+        f"{bug}", f"{fix}", bug == len(start) and fix == 0,
+    )  # fmt: skip
+
+
 EXHIBITS = (
     Exhibit(
         key="mean-of-means",
@@ -102,10 +176,16 @@ EXHIBITS = (
         commit="d65ef2c",
         date="2026-08-21",
         place="model/model_minimind.py:252",
+        quote="loss = F.cross_entropy(x.view(-1, x.size(-1)), "
+        "y.view(-1), ignore_index=-100)",
+        came="2024-09-16 c404941",
+        kind=Kind.TRAINING,
+        noticed=Notice.NOTHING,
         cost="Each micro-batch's loss is a mean over its own tokens, so with "
         "accumulation a token in a small micro-batch weighs more than one in "
         "a large one: the gradient has another direction and another size.",
         fix="Divide each sum by the number of tokens in the whole batch.",
+        measure=measure_means,
         test="tests/test_exhibits_training.py::"
         "test_ours_weighs_every_token_alike",
         page="05_pretraining",
@@ -116,10 +196,15 @@ EXHIBITS = (
         commit="d65ef2c",
         date="2026-08-21",
         place="trainer/train_pretrain.py:38",
+        quote="loss = loss / args.accumulation_steps",
+        came="2026-03-25 101d7df",
+        kind=Kind.TRAINING,
+        noticed=Notice.NOTHING,
         cost="Micro-batches left over at the end are divided by the full "
         "number of accumulation steps: five of eight give five eighths of "
         "the gradient.",
         fix="Divide by what is there, not by what was planned.",
+        measure=measure_leftover,
         test="tests/test_exhibits_training.py::"
         "test_ours_does_not_shrink_a_batch_with_a_remainder",
         page="05_pretraining",
@@ -130,10 +215,20 @@ EXHIBITS = (
         commit="d65ef2c",
         date="2026-08-21",
         place="trainer/train_pretrain.py:61-80",
+        quote="if (step % args.save_interval == 0 or step == iters) "
+        "and is_main_process():\n"
+        "    ...\n"
+        "if last_step > start_step and last_step % "
+        "args.accumulation_steps != 0:\n"
+        "    ...",
+        came="2026-03-25 101d7df",
+        kind=Kind.TRAINING,
+        noticed=Notice.NOTHING,
         cost="The final file is written before leftover micro-batches are "
         "used; a single epoch shorter than one accumulation saves its "
         "initial weights.",
         fix="Save after everything has been applied.",
+        measure=measure_saved,
         test="tests/test_exhibits_training.py::"
         "test_ours_saves_what_it_has_learnt",
         page="05_pretraining",

@@ -12,6 +12,7 @@ moves in a published page with nothing running behind it.
 from __future__ import annotations
 
 from minimind_core.viz.bits import bit_field
+from minimind_core.viz.cards import exhibit_cards, plot_lifelines
 from minimind_core.viz.figures import (
     BLUE,
     COLOURS,
@@ -68,6 +69,7 @@ __all__ = [
     "as_html",
     "bit_field",
     "chat_box",
+    "exhibit_cards",
     "frames_slider",
     "glue",
     "new_figure",
@@ -76,6 +78,7 @@ __all__ = [
     "plot_attention",
     "plot_bars",
     "plot_formats",
+    "plot_lifelines",
     "plot_lines",
     "plot_loss",
     "plot_map",
