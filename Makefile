@@ -19,7 +19,8 @@ export OMP_NUM_THREADS ?= 1
 export WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env stages book test lint serve repository lock clean
+.PHONY: help env stages book test lint serve repository lock clean \
+    links colab-check colab-image
 
 help:
 	@echo "make book    build the book into _build/html"
@@ -27,6 +28,9 @@ help:
 	@echo "make stages  train what the pages need, once, into the cache"
 	@echo "make lint    check style and types"
 	@echo "make serve   show the built book on http://localhost:$(PORT)"
+	@echo "make links   ask whether the links to other sites still lead there"
+	@echo "make colab-check"
+	@echo "             run each notebook alone, with the versions of Colab"
 	@echo "make repository URL=https://github.com/you/fork"
 	@echo "             say in all files where the repository lives"
 	@echo "make lock    choose new versions for constraints.txt (needs uv)"
@@ -61,6 +65,22 @@ test: env lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
 	    tests $(NOTEBOOKS)
+
+# The links to other sites, which needs the network and is no test of ours.
+links: env
+	$(PY) book/_ext/vendor.py
+	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(BIN)/jupyter-book build . --builder custom --custom-builder linkcheck
+
+# Each notebook alone, as a stranger opens it. With Colab's versions of torch
+# and the rest, which are gigabytes: not a part of `make test`, which does the
+# same with one notebook and what is installed.
+colab-check: env
+	$(PY) tools/colab_check.py $(NOTEBOOKS)
+
+# The same with the Python that is there: within Colab's own image.
+colab-image:
+	$(PYTHON) tools/colab_check.py --in place $(NOTEBOOKS)
 
 lint: env
 	$(BIN)/ruff check .

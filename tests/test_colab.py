@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+from conftest import ROOT
 
 from minimind_core import colab, precision
 from minimind_core.precision import DeviceFacts
@@ -122,3 +123,26 @@ def test_colab_is_known_by_its_own_module(monkeypatch):
     assert not colab.on_colab()
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     assert colab.on_colab()
+
+
+@pytest.mark.packaging
+def test_a_notebook_opened_alone_sets_itself_up():
+    """As `make colab-check` does it, with what is installed here.
+
+    Nothing is downloaded: the package is installed from a clone, an old
+    torchao is there and removed, and no other package changes.
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "tools" / "colab_check.py",
+            *("--in", "here", "--first", "2", "book/02_tokens.ipynb"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok 02_tokens.ipynb" in done.stdout
+    assert "'torchao': ('0.10.0', None)" in done.stdout
