@@ -27,18 +27,30 @@ from minimind_core.errors import DataError, MiniMindError
 from minimind_core.files import require_new, writing
 
 KINDS = ("text", "conversations")
+MESSAGE_FIELDS = (
+    "role", "content", "reasoning_content", "tools", "tool_calls",
+)  # fmt: skip
+"""Of MiniMind's conversations; each a text, or not there."""
 
 
 def stream_records(
-    name: str, *, file: str | None = None, split: str = "train"
+    name: str,
+    *,
+    kind: str = "text",
+    file: str | None = None,
+    split: str = "train",
 ) -> Iterator[Mapping[str, Any]]:
     """The records of a data set, one by one, as they arrive.
 
     Parameters
     ----------
     name : str
-        A data set of the Hugging Face hub, or the path of a local
-        ``.jsonl`` file.
+        A data set of the Hugging Face hub, or the path of a ``.jsonl``.
+    kind : {"text", "conversations"}
+        With conversations the fields of a message are declared, as in
+        MiniMind's own reader (dataset/lm_dataset.py, line 64, commit
+        d65ef2c): left to guess, `datasets` takes them from the first
+        block of a file and fails in a later one that has more.
     file : str, optional
         One file of a data set that has several.
     split : str
@@ -49,33 +61,34 @@ def stream_records(
         If `datasets` is not installed, or the data cannot be reached.
     """
     try:
-        from datasets import load_dataset
+        from datasets import Features, Value, load_dataset
     except ImportError as error:
         raise DataError(
             "reading published data needs the package datasets: "
             "pip install datasets"
         ) from error
+    options: dict[str, Any] = {"split": split, "streaming": True}
+    if Path(name).is_file():
+        name, options["data_files"] = "json", str(name)
+    elif file is not None:
+        options["data_files"] = file
+    if kind == "conversations":
+        message = {field: Value("string") for field in MESSAGE_FIELDS}
+        options["features"] = Features({kind: [message]})
     try:
-        if Path(name).is_file():
-            # Its lines as they are: `datasets` would give every record of
-            # a file the same fields, and fill in what some lack.
-            yield from _lines(Path(name))
-            return
-        chosen = {} if file is None else {"data_files": file}
-        yield from load_dataset(name, split=split, streaming=True, **chosen)
-    except (OSError, ValueError, RuntimeError) as error:
+        yield from load_dataset(name, **options)
+    except Exception as error:
+        # The hub's client and the readers raise errors of many families.
+        local = name == "json"
+        advice = (
+            "" if local else ". Without a way to the hub, set HF_ENDPOINT to "
+            "a mirror before Python starts, or download the file elsewhere "
+            "and give its path"
+        )  # fmt: skip
         raise DataError(
-            f"{name}: cannot be read ({type(error).__name__}: {error}). "
-            "Without a way to the hub, set HF_ENDPOINT to a mirror before "
-            "Python starts, or download the file elsewhere and give its path"
+            f"{options['data_files'] if local else name}: cannot be read "
+            f"({type(error).__name__}: {error}){advice}"
         ) from error
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
 
 
 def save_records(
@@ -158,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         count = save_records(
             stream_records(
-                options.name, file=options.file, split=options.split
+                options.name, kind=options.kind, file=options.file,
+                split=options.split,
             ),
             options.out, kind=options.kind, limit=options.records,
         )  # fmt: skip

@@ -179,6 +179,44 @@ def estimate(
     )
 
 
+def step_seconds(
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    device: Device,
+    utilization: float,
+    devices: int,
+    bandwidth: float,
+) -> tuple[float, float]:
+    """One optimizer step on several devices: computing, and exchanging.
+
+    Each device computes its share of the batch, then all add their float32
+    gradients in a ring, in which each sends ``2 (n - 1) / n`` times their
+    size (Patarasuk and Yuan, 2009). PyTorch hides a part of the exchange
+    behind the backward pass; the sum of the two is the worst case.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+        Its `batch_size` and `seq_len`.
+    device : Device
+    utilization : float
+    devices : int
+    bandwidth : float
+        Bytes a second that a device can send, at its slowest link.
+
+    Returns
+    -------
+    computing, exchanging : float
+        In seconds.
+    """
+    flops = training_flops(model, config.batch_size, config.seq_len)
+    computing = flops / (devices * device.peak * utilization)
+    sent = 2 * (devices - 1) / devices * 4 * model.num_parameters()
+    return computing, sent / bandwidth
+
+
 # --- memory ----------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from minimind_core.stages import get_stage
 from minimind_core.tokenizer import load_tokenizer
 from minimind_core.train import Trainer
 
-WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
+WIDTHS = (0.25, 0.375, 0.5, 0.75)
 """Of the models, as shares of the preset's."""
 STEPS = 400
 BATCH = 16
@@ -60,8 +61,8 @@ def scaling(preset: str, progress: bool) -> list[dict[str, Any]]:
     -------
     list of dict
         For each model ``width``, ``parameters``, ``flops_per_token``, the
-        ``floor`` (nats a token) and ``points``: ``step``, ``tokens``,
-        ``flops`` and the held-out ``loss`` there.
+        ``floor`` (nats a token), the ``seconds`` it took and ``points``:
+        ``step``, ``tokens``, ``flops`` and the held-out ``loss`` there.
     """
     tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
     chosen = get_preset(preset)
@@ -69,6 +70,7 @@ def scaling(preset: str, progress: bool) -> list[dict[str, Any]]:
     check = held_out_documents(tokenizer, spec, seed=0, count=HELD_OUT)
     found = []
     for share in WIDTHS:
+        started = time.perf_counter()
         shape = narrower(chosen.model, share)
         shape = shape.replace(vocab_size=len(tokenizer))
         config = chosen.pretrain.replace(
@@ -105,6 +107,7 @@ def scaling(preset: str, progress: bool) -> list[dict[str, Any]]:
             "parameters": shape.num_parameters(),
             "flops_per_token": flops_per_token(shape, round(mean)),
             "floor": floor,
+            "seconds": round(time.perf_counter() - started, 1),
             "points": points,
         })  # fmt: skip
     return found
