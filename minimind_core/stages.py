@@ -49,8 +49,9 @@ STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
 
 # Modules that a trained model does not depend on.
 BESIDE = {
-    "__init__", "__main__", "cli", "colab", "cost", "exhibits", "floats",
-    "gradients", "stages", "studies", "system", "talk", "tracking", "viz",
+    "__init__", "__main__", "cli", "colab", "corpora", "cost", "exhibits",
+    "floats", "gradients", "stages", "studies", "system", "talk", "tracking",
+    "viz",
 }  # fmt: skip
 KEEP = 3
 

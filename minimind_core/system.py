@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from minimind_core.config import PRESETS, ModelConfig, TrainConfig
+from minimind_core.config import PRESETS
+from minimind_core.cost import passing_memory, training_memory
 from minimind_core.precision import (
     DeviceFacts,
     Precision,
@@ -51,31 +52,6 @@ class Report:
     text: str
 
 
-def training_memory(model: ModelConfig, config: TrainConfig) -> int:
-    """Estimate the memory that training takes, in bytes.
-
-    Weights, gradients and optimizer state in float32 (16 bytes a parameter
-    with AdamW, 12 for a matrix with Muon), and what the forward pass keeps
-    for the backward one: about 34 numbers per channel, token and layer of
-    the width, the inner width five times, and the logits three times in
-    float32 (Korthikanti et al., arXiv:2205.05198, counts the former for a
-    GPT; SwiGLU adds to the inner part).
-
-    Parameters
-    ----------
-    model : ModelConfig
-    config : TrainConfig
-    """
-    parts = model.parameters_by_part()
-    matrices = parts["attention"] + parts["mlp"]
-    state = 12 if config.optimizer == "muon" else 16
-    fixed = state * matrices + 16 * (model.num_parameters() - matrices)
-    tokens = (config.micro_batch_size or config.batch_size) * config.seq_len
-    layer = 4 * (10 * model.hidden_size + 5 * model.ffn_width)
-    kept = model.num_hidden_layers * layer + 12 * model.vocab_size
-    return fixed + tokens * kept
-
-
 def doctor(device: str = "auto", dtype: str = "auto") -> Report:
     """Look at this machine and say what to expect of it.
 
@@ -102,7 +78,8 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
         except PackageNotFoundError:
             versions[name] = "missing"
     needs = {
-        name: training_memory(preset.model, preset.pretrain)
+        name: sum(training_memory(preset.model, preset.pretrain).values())
+        + passing_memory(preset.model, preset.pretrain)
         for name, preset in PRESETS.items()
     }
     warnings = _warnings()

@@ -182,3 +182,14 @@ def test_sizes_are_drawn_over_what_a_format_can_hold():
     axes = viz.plot_formats().axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["float32", "float16", "bfloat16"]
+
+
+def test_shares_add_up_to_their_bars():
+    bars = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": 0.5}}
+    figure = viz.plot_shares(bars, label="GB", limits={"card": 4.0}, top=5)
+    (axes,) = figure.axes
+    first, second = axes.containers
+    assert [bar.get_x() for bar in second] == [1.0, 3.0]
+    assert [bar.get_width() for bar in second] == [2.0, 0.5]
+    assert [bar.get_hatch() for bar in (first[0], second[0])] == ["", "//"]
+    assert [text.get_text() for text in axes.texts] == ["card"]

@@ -41,6 +41,7 @@ from minimind_core.viz.figures import (
     style,
 )
 from minimind_core.viz.moving import chat_box, frames_slider, picker
+from minimind_core.viz.shares import plot_shares
 from minimind_core.viz.text import (
     glue,
     show_files,
@@ -82,6 +83,7 @@ __all__ = [
     "plot_lines",
     "plot_loss",
     "plot_map",
+    "plot_shares",
     "plot_sizes",
     "show",
     "show_files",

@@ -1,0 +1,495 @@
+"""What a training run costs, before it starts: operations, hours, memory.
+
+    from minimind_core.cost import DEVICES, estimate
+    model = get_preset("base").model
+    estimate(model, tokens=2e9, seq_len=512, device=DEVICES["T4"],
+             utilization=0.3, price_per_hour=0.4).hours
+
+Everything here is counting, except `matmul_rate` and `time_training`, which
+measure this machine so that the counting can be checked.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Optimizer
+
+from minimind_core.config import ModelConfig, TrainConfig
+from minimind_core.errors import ConfigError
+from minimind_core.model import MiniMind
+from minimind_core.optim import build_optimizer
+
+# --- operations ------------------------------------------------------------
+
+
+def training_flops(model: ModelConfig, rows: int, seq_len: int) -> int:
+    """Operations of one forward and backward pass, matrix products only.
+
+    A product of (n, k) and (k, m) is n k m multiplications and as many
+    additions. The backward pass has two products for each of the forward
+    one. Attention counts in full, as if nothing were masked, which is how
+    PyTorch's own counter counts it; the last position of a row predicts
+    nothing, so it does not meet the output head.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    rows, seq_len : int
+        A batch without padding.
+    """
+    parts = model.parameters_by_part()
+    matrices = parts["attention"] + parts["mlp"]
+    head = model.vocab_size * model.hidden_size
+    queries = model.num_attention_heads * model.head_width
+    forward = (
+        2 * matrices * rows * seq_len
+        + 2 * head * rows * (seq_len - 1)
+        # scores and the weighted sum of values, for each query head
+        + 4 * model.num_hidden_layers * queries * rows * seq_len**2
+    )
+    return 3 * forward
+
+
+def flops_per_token(model: ModelConfig, seq_len: int) -> float:
+    """Operations of training, for each token of a row of this length.
+
+    Six for each weight of a matrix, and a part for attention that grows
+    with the length (Kaplan et al., arXiv:2001.08361, have the same terms).
+    """
+    return training_flops(model, 1, seq_len) / seq_len
+
+
+def tokens_of(config: TrainConfig) -> int:
+    """Most tokens that a run sees: its rows, all full."""
+    return config.steps * config.batch_size * config.seq_len
+
+
+# --- devices and hours -----------------------------------------------------
+
+
+class Device(NamedTuple):
+    """What a vendor says of a device.
+
+    Attributes
+    ----------
+    name : str
+    peak : float
+        Operations a second of dense matrix products in `dtype`, with sums
+        in float32.
+    memory : float
+        In bytes (a vendor's GB is 1e9).
+    dtype : str
+        The half precision that its matrix units take and training uses.
+    """
+
+    name: str
+    peak: float
+    memory: float
+    dtype: str
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        # NVIDIA's T4 data sheet: 65 TFLOPS mixed precision, 16 GB.
+        Device("T4", 65e12, 16e9, "float16"),
+        # NVIDIA's GA102 whitepaper, appendix A: 71 TFLOPS with float32
+        # sums, 24 GB.
+        Device("RTX 3090", 71e12, 24e9, "bfloat16"),
+        # NVIDIA's pages of the two (SXM): 1,979 TFLOPS "with sparsity",
+        # which a dense product does not have: half of it.
+        Device("H100", 989e12, 80e9, "bfloat16"),
+        Device("H200", 989e12, 141e9, "bfloat16"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `estimate` found.
+
+    Attributes
+    ----------
+    parameters : int
+    flops : float
+        Of the whole run.
+    hours : float
+        By the clock.
+    price : float
+        In the currency that the price per hour was in.
+    """
+
+    parameters: int
+    flops: float
+    hours: float
+    price: float
+
+
+def estimate(
+    model: ModelConfig,
+    *,
+    tokens: float,
+    seq_len: int,
+    device: Device,
+    utilization: float,
+    price_per_hour: float = 0.0,
+    devices: int = 1,
+) -> Estimate:
+    """How long a run takes and what it costs.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    tokens : float
+        That are trained on, epochs included.
+    seq_len : int
+        Of a row.
+    device : Device
+    utilization : float
+        Share of the peak that is reached, above 0 and at most 1. Nobody
+        knows it before measuring; see `time_training`.
+    price_per_hour : float
+        Of one device, in any currency.
+    devices : int
+        Working side by side, as if that cost nothing.
+
+    Raises
+    ------
+    ConfigError
+        For a utilization that is no share, or no device at all.
+    """
+    if not 0 < utilization <= 1:
+        raise ConfigError(
+            f"utilization must be above 0 and at most 1, not {utilization}"
+        )
+    if devices < 1:
+        raise ConfigError(f"devices must be at least 1, not {devices}")
+    flops = tokens * flops_per_token(model, seq_len)
+    hours = flops / (device.peak * utilization * devices) / 3600
+    return Estimate(
+        model.num_parameters(), flops, hours, hours * devices * price_per_hour
+    )
+
+
+def step_seconds(
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    device: Device,
+    utilization: float,
+    devices: int,
+    bandwidth: float,
+) -> tuple[float, float]:
+    """One optimizer step on several devices: computing, and exchanging.
+
+    Each device computes its share of the batch, then all add their float32
+    gradients in a ring, in which each sends ``2 (n - 1) / n`` times their
+    size (Patarasuk and Yuan, 2009). PyTorch hides a part of the exchange
+    behind the backward pass; the sum of the two is the worst case.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+        Its `batch_size` and `seq_len`.
+    device : Device
+    utilization : float
+    devices : int
+    bandwidth : float
+        Bytes a second that a device can send, at its slowest link.
+
+    Returns
+    -------
+    computing, exchanging : float
+        In seconds.
+    """
+    flops = training_flops(model, config.batch_size, config.seq_len)
+    computing = flops / (devices * device.peak * utilization)
+    sent = 2 * (devices - 1) / devices * 4 * model.num_parameters()
+    return computing, sent / bandwidth
+
+
+# --- memory ----------------------------------------------------------------
+
+
+def training_memory(
+    model: ModelConfig, config: TrainConfig
+) -> dict[str, int]:
+    """Memory of training in float32, in bytes, by what it is for.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+        Its `micro_batch_size` (or `batch_size`), `seq_len` and `optimizer`.
+
+    Returns
+    -------
+    dict of str to int
+        ``weights``, ``gradients``, ``optimizer`` (two numbers a weight for
+        AdamW, one for a matrix under Muon) and ``activations``: what the
+        forward pass keeps for the backward one, on a processor, counted
+        tensor by tensor. A GPU's kernels keep a little less, and half
+        precision makes a part of it half as large. While it works, training
+        needs some more; see `passing_memory`.
+    """
+    parts = model.parameters_by_part()
+    total = model.num_parameters()
+    matrices = parts["attention"] + parts["mlp"]
+    saved = 1 if config.optimizer == "muon" else 2
+    rows = config.micro_batch_size or config.batch_size
+    return {
+        "weights": 4 * total,
+        "gradients": 4 * total,
+        "optimizer": 4 * (saved * matrices + 2 * (total - matrices)),
+        "activations": _kept(model, rows, config.seq_len),
+    }
+
+
+def _kept(model: ModelConfig, rows: int, seq_len: int) -> int:
+    """Bytes of the tensors that a forward pass keeps."""
+    h, f = model.hidden_size, model.ffn_width
+    heads, shared = model.num_attention_heads, model.num_key_value_heads
+    q, kv = heads * model.head_width, shared * model.head_width
+    layer = (
+        2 * (3 * h + 1)  # norms: input, root, result; input of a product
+        + (2 * q + heads) + (2 * kv + shared)  # norms of queries and keys
+        + q + 2 * kv + q + heads  # attention: q, k, v, result, log-sums
+        + 4 * f  # SwiGLU: gate, silu, up, and their product
+    )  # fmt: skip
+    tokens, learnt = rows * seq_len, rows * (seq_len - 1)
+    numbers = (
+        tokens * (model.num_hidden_layers * layer + 2 * h + 1)
+        + learnt * (h + model.vocab_size)  # the head's input, log-softmax
+        + 2 * seq_len * model.head_width  # cosine and sine
+        + 1  # the sum of the weights in the loss
+    )
+    return 4 * numbers + 8 * (tokens + 2 * learnt)  # and ids, in int64
+
+
+def passing_memory(model: ModelConfig, config: TrainConfig) -> int:
+    """Bytes that come and go: two copies of the logits' gradient."""
+    rows = config.micro_batch_size or config.batch_size
+    return 8 * rows * (config.seq_len - 1) * model.vocab_size
+
+
+def largest_rows(model: ModelConfig, config: TrainConfig, room: float) -> int:
+    """How many rows at a time fit into so many bytes; 0 if none does."""
+
+    def needed(rows: int) -> int:
+        one = config.replace(micro_batch_size=rows)
+        parts = training_memory(model, one)
+        return sum(parts.values()) + passing_memory(model, one)
+
+    fixed = 2 * needed(1) - needed(2)
+    return max(0, math.floor((room - fixed) / (needed(1) - fixed)))
+
+
+def kept_for_backward(model: nn.Module, **batch: Any) -> int:
+    """Bytes that a forward pass really keeps, the weights aside.
+
+    Each tensor that autograd saves is looked at; one that shares its
+    memory with another counts once.
+
+    Parameters
+    ----------
+    model : nn.Module
+    **batch
+        What the model is called with; must give a loss.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(look, lambda tensor: tensor):
+        loss = model(**batch).loss
+    found = sum(storage.nbytes() for storage in kept.values())
+    del loss
+    return found
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of an optimizer's state, its step counters aside."""
+    parts: Sequence[Optimizer] = list(
+        getattr(optimizer, "parts", {"": optimizer}).values()
+    )
+    return sum(
+        value.numel() * value.element_size()
+        for part in parts
+        for state in part.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.ndim
+    )
+
+
+# --- this machine ----------------------------------------------------------
+
+
+def matmul_rate(
+    size: int = 768, *, seconds: float = 0.5, device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:  # fmt: skip
+    """Operations a second of one square matrix product, at its best.
+
+    Parameters
+    ----------
+    size : int
+        Rows and columns.
+    seconds : float
+        How long to try; the fastest repetition counts.
+    device : str
+    dtype : torch.dtype
+    """
+    a = torch.randn(size, size, device=device).to(dtype)
+    best, started = math.inf, time.perf_counter()
+    while time.perf_counter() - started < seconds or math.isinf(best):
+        _wait(device)
+        begun = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+class Timing(NamedTuple):
+    """A short training, timed.
+
+    Attributes
+    ----------
+    seconds : float
+        Of one optimizer step, at its fastest.
+    rate : float
+        Operations of `training_flops` a second.
+    """
+
+    seconds: float
+    rate: float
+
+
+def time_training(
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    steps: int = 4,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Timing:
+    """Train a few steps on random tokens, and time them.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+        Its batch, row length and optimizer.
+    steps : int
+        After one that is not counted.
+    device : str
+    dtype : torch.dtype, optional
+        For autocast; float32 without it.
+    """
+    rows, length = config.batch_size, config.seq_len
+    net = MiniMind(model).to(device)
+    optimizer = build_optimizer(net, config)
+    ids = torch.randint(model.vocab_size, (rows, length), device=device)
+    best = math.inf
+    for _ in range(steps + 1):
+        _wait(device)
+        started = time.perf_counter()
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss = net(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return Timing(best, training_flops(model, rows, length) / best)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+# --- loss against compute --------------------------------------------------
+
+
+class PowerLaw(NamedTuple):
+    """``y = scale * x ** -exponent``, as fitted by `fit_power_law`.
+
+    Attributes
+    ----------
+    scale, exponent : float
+    spread : float
+        Root mean square of what is left, as a factor: 1.05 is 5 %.
+    """
+
+    scale: float
+    exponent: float
+    spread: float
+
+    def __call__(self, x: float) -> float:
+        return float(self.scale * x**-self.exponent)
+
+
+def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
+    """A straight line through the logarithms, by least squares.
+
+    Parameters
+    ----------
+    xs, ys : sequence of float
+        Positive. With a floor that is known, `ys` is what lies above it,
+        and two numbers are all there is to fit.
+
+    Raises
+    ------
+    ConfigError
+        For fewer than three points, or one that is not positive.
+    """
+    if len(xs) < 3 or min(*xs, *ys) <= 0:
+        raise ConfigError(
+            "a power law needs three points or more, all of them positive"
+        )
+    u = [math.log(x) for x in xs]
+    v = [math.log(y) for y in ys]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    slope = sum(
+        (a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)
+    ) / sum((a - mean_u) ** 2 for a in u)
+    start = mean_v - slope * mean_u
+    left = [b - start - slope * a for a, b in zip(u, v, strict=True)]
+    rms = math.sqrt(sum(e * e for e in left) / len(left))
+    return PowerLaw(math.exp(start), -slope, math.exp(rms))
+
+
+def frontier(
+    points: Sequence[tuple[float, float]],
+) -> list[tuple[float, float]]:
+    """The points that no cheaper one is as good as.
+
+    Parameters
+    ----------
+    points : sequence of (compute, loss)
+
+    Returns
+    -------
+    list of (compute, loss)
+        By rising compute and falling loss.
+    """
+    best: list[tuple[float, float]] = []
+    for compute, loss in sorted(points):
+        if not best or loss < best[-1][1]:
+            best.append((compute, loss))
+    return best

@@ -1,0 +1,230 @@
+"""A log reaches a tracker: all of it, once, and without the training loop."""
+
+import csv
+import json
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+from minimind_core import tracking
+from minimind_core.checkpoint import LOG_FILE, RUN_FILE
+from minimind_core.tracking import (
+    TrackerError,
+    follow,
+    main,
+    numbers,
+    open_tracker,
+    send,
+)
+
+RECORDS = [
+    {"step": 1, "loss": 6.5, "tokens": 100, "skipped": False},
+    {"step": 2, "loss": 5.5, "tokens": 200, "validation_loss": 5.6,
+     "samples": ["Once"]},
+]  # fmt: skip
+
+
+class Heard:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self):
+        self.steps, self.values, self.finished = [], [], 0
+
+    def log(self, values, step):
+        self.steps.append(step)
+        self.values.append(values)
+
+    def finish(self):
+        self.finished += 1
+
+
+def write(run, records):
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (run / LOG_FILE).write_text(text, encoding="utf-8")
+
+
+def end(run, **facts):
+    (run / RUN_FILE).write_text(json.dumps({"finished": True, **facts}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    write(folder, RECORDS)
+    return folder
+
+
+def test_what_of_a_record_is_a_number():
+    assert numbers(RECORDS[0]) == {"loss": 6.5, "tokens": 100, "skipped": 0}
+    assert numbers(RECORDS[1]) == {
+        "loss": 5.5, "tokens": 200, "validation_loss": 5.6,
+    }  # fmt: skip
+
+
+def test_a_log_is_sent_whole_and_the_tracker_finished(run):
+    heard = Heard()
+    assert send(run, heard) == 2
+    assert heard.steps == [1, 2]
+    assert heard.values[0]["loss"] == 6.5
+    assert heard.finished == 1
+
+
+def test_no_log_is_an_error_and_the_tracker_is_finished(tmp_path):
+    heard = Heard()
+    with pytest.raises(TrackerError, match="no log"):
+        send(tmp_path, heard)
+    assert heard.finished == 1
+
+
+def test_a_line_that_is_half_written_waits(run):
+    with (run / LOG_FILE).open("a") as file:
+        file.write('{"step": 3, "lo')
+    heard = Heard()
+    assert send(run, heard) == 2
+
+
+def test_a_resumed_run_is_followed_and_each_step_sent_once(tmp_path):
+    heard = Heard()
+    run = tmp_path / "run"
+    done = []
+    watcher = threading.Thread(
+        target=lambda: done.append(
+            follow(run, heard, every=0.01, patience=20)
+        )
+    )
+    watcher.start()
+    run.mkdir()
+
+    def until(step):
+        while not heard.steps or heard.steps[-1] < step:
+            assert watcher.is_alive()
+            time.sleep(0.01)
+
+    def records(last):
+        return [{"step": n, "loss": 1.0} for n in range(1, last + 1)]
+
+    write(run, records(4))
+    until(4)
+    write(run, records(2))  # back at a checkpoint
+    write(run, records(3))
+    write(run, records(6))
+    end(run)
+    watcher.join(timeout=10)
+    assert heard.steps == [1, 2, 3, 4, 5, 6]
+    assert done == [6] and heard.finished == 1
+
+
+def test_a_dead_run_is_given_up(run):
+    heard = Heard()
+    assert follow(run, heard, every=0.01, patience=0.05) == 2
+    assert heard.finished == 1
+
+
+def test_a_tracker_that_fails_is_still_finished(run):
+    heard = Heard()
+
+    def broken(values, step):
+        raise OSError("no network")
+
+    heard.log = broken
+    with pytest.raises(OSError, match="no network"):
+        send(run, heard)
+    assert heard.finished == 1
+
+
+# --- the receivers ---------------------------------------------------------
+
+
+def test_a_table_has_every_column_and_row(run):
+    send(run, open_tracker("csv", run))
+    with (run / tracking.CSV_FILE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert [row["validation_loss"] for row in rows] == ["", "5.6"]
+    assert not list(run.glob(".*"))  # nothing half written is left
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_module_of_the_wandb_kind(run, monkeypatch, name):
+    """As wandb 0.31 and trackio 0.43 are called."""
+    end(run, stage="pretrain")
+    calls = []
+
+    class Run:
+        def log(self, metrics, step=None):
+            calls.append((step, metrics["loss"]))
+
+        def finish(self):
+            calls.append("finish")
+
+    def init(*, project, name, config):
+        calls.append((project, name, config["stage"]))
+        return Run()
+
+    monkeypatch.setitem(
+        sys.modules, name, types.SimpleNamespace(init=init)
+    )
+    send(run, open_tracker(name, run, project="book"))
+    assert calls == [
+        ("book", "pretrain", "pretrain"), (1, 6.5), (2, 5.5), "finish",
+    ]  # fmt: skip
+
+
+def test_tensorboard_gets_one_point_for_each_number(run, monkeypatch):
+    """As torch's own writer is called, without tensorboard behind it."""
+    points = []
+
+    class SummaryWriter:
+        def __init__(self, log_dir):
+            points.append(log_dir)
+
+        def add_scalar(self, tag, scalar_value, global_step):
+            points.append((tag, scalar_value, global_step))
+
+        def close(self):
+            points.append("close")
+
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("t"))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard",
+        types.SimpleNamespace(SummaryWriter=SummaryWriter),
+    )  # fmt: skip
+    send(run, open_tracker("tensorboard", run))
+    assert points[0] == str(run / tracking.BOARD)
+    assert ("loss", 5.5, 2) in points and points[-1] == "close"
+    assert len(points) == 2 + 3 + 3
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_there_says_what_to_install(
+    run, monkeypatch, name
+):
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    with pytest.raises(TrackerError, match=f"pip install {name}"):
+        open_tracker(name, run)
+
+
+def test_an_unknown_tracker_is_named_with_those_there_are(run):
+    with pytest.raises(TrackerError, match=r"'paper'.*csv, tensorboard"):
+        open_tracker("paper", run)
+
+
+def test_the_command_line(run, monkeypatch, capsys):
+    assert main([str(run)]) == 0
+    assert "sent 2 records" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main([str(run), "--to", "wandb"]) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+    assert main([str(run / "nowhere")]) == 2
+    assert "no log" in capsys.readouterr().err
+    assert not (run / "nowhere").exists()
+
+
+def test_the_training_loop_knows_no_tracker(root):
+    for name in ("train", "recipes", "lora", "run"):
+        source = (root / "minimind_core" / f"{name}.py").read_text("utf8")
+        assert "tracking" not in source and "wandb" not in source, name
