@@ -39,21 +39,33 @@ def keep_checked(cells: list[dict], done: list[dict]) -> int:
         before = json.dumps(cell["outputs"])
         if CHECKED in cell["metadata"].get("tags", []):
             cell["execution_count"] = result["execution_count"]
-            cell["outputs"] = [as_stored(one) for one in result["outputs"]]
+            cell["outputs"] = as_stored(result["outputs"])
         else:
             cell["execution_count"], cell["outputs"] = None, []
         changed += json.dumps(cell["outputs"]) != before
     return changed
 
 
-def as_stored(output: dict) -> dict:
-    """An output as a notebook's file has it: texts as lists of lines."""
-    kept = json.loads(json.dumps(output))
-    if isinstance(kept.get("text"), str):
-        kept["text"] = kept["text"].splitlines(keepends=True)
-    for kind, text in kept.get("data", {}).items():
-        if isinstance(text, str):
-            kept["data"][kind] = text.splitlines(keepends=True)
+def as_stored(outputs: list[dict]) -> list[dict]:
+    """Outputs as a notebook's file has them: texts as lists of lines.
+
+    What was printed in pieces is one output again, and warnings are none:
+    they name the machine's folders.
+    """
+    kept: list[dict] = []
+    for output in json.loads(json.dumps(outputs)):
+        printed = output["output_type"] == "stream"
+        if printed and output["name"] == "stderr":
+            continue
+        if printed and kept and kept[-1]["output_type"] == "stream":
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(dict(sorted(output.items())))
+    for output in kept:
+        texts = output if "text" in output else output.get("data", {})
+        for kind in ("text", "text/plain", "text/html", "text/markdown"):
+            if isinstance(texts.get(kind), str):
+                texts[kind] = texts[kind].splitlines(keepends=True)
     return kept
 
 
