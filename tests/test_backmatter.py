@@ -71,7 +71,9 @@ def test_every_linked_term_exists_and_every_term_is_linked():
     assert known == set().union(*linked.values())
 
 
-@pytest.mark.parametrize("page", chapters())
+@pytest.mark.parametrize(
+    "page", [page for page in chapters() if re.match(r"book/\d", page)]
+)
 def test_a_chapter_links_a_term_once_where_it_first_comes_up(page):
     here = links_to_terms(page)
     assert len(here) >= 8
