@@ -259,8 +259,8 @@ def test_the_citation_is_that_of_the_file(backmatter):
 def test_reading_takes_as_long_as_its_words(backmatter):
     text = {"cell_type": "markdown", "source": ["so many words "] * 700}
     code = {"cell_type": "code", "source": ["x = 1\n"] * 5000}
-    assert backmatter.minutes_to_read({"cells": [text, code]}) == 10
-    assert backmatter.minutes_to_read({"cells": [code]}) == 5
+    assert backmatter.minutes_to_read({"cells": [text, code]}) == 14
+    assert backmatter.minutes_to_read({"cells": [text, text]}) == 28
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,8 @@ def test_usage_in_a_docstring_is_code(backmatter, before, after):
     lines: list[str] = []
     module = SimpleNamespace(__doc__=before)
     backmatter.usage_is_code(None, "module", "some", module, {}, lines)
-    assert "\n".join(lines) == after
+    head = ".. rubric:: some\n   :class: module-name\n\n\n"
+    assert "\n".join(lines) == head + after
 
 
 def test_a_name_is_linked_if_it_can_mean_one_thing_only(backmatter):
