@@ -283,6 +283,16 @@ def test_usage_in_a_docstring_is_code(backmatter, before, after):
     assert "\n".join(lines) == head + after
 
 
+def test_classes_of_the_package_are_linked_as_types(backmatter):
+    pytest.importorskip("numpydoc")
+    config = SimpleNamespace()
+    backmatter.name_types(None, config)
+    known = config.numpydoc_xref_aliases
+    assert known["Trainer"] == "minimind_core.train.Trainer"
+    assert known["Story"] == "minimind_core.microworld.stories.Story"
+    assert known["sequence"] == "sequence", "is to stay text"
+
+
 def test_a_name_is_linked_if_it_can_mean_one_thing_only(backmatter):
     def entry(kind: str = "function") -> SimpleNamespace:
         return SimpleNamespace(objtype=kind)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import math
@@ -113,6 +114,24 @@ class Submodules(SphinxDirective):
         return container.children
 
 
+def name_types(app: Sphinx, config: Any) -> None:
+    """Have the package's classes linked where a docstring gives a type.
+
+    What numpydoc would link by itself is documented elsewhere; it stays text.
+    """
+    from numpydoc.xref import DEFAULT_LINKS
+
+    names = {word: word for word in DEFAULT_LINKS}
+    for path in sorted((ROOT / "minimind_core").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        for node in ast.parse(path.read_text("utf8")).body:
+            if isinstance(node, ast.ClassDef) and node.name[0] != "_":
+                names[node.name] = f"{module}.{node.name}"
+    config.numpydoc_xref_aliases = names
+    config.numpydoc_xref_ignore = "all"  # other words
+
+
 def only_what_has_source(app: Sphinx) -> list:
     """Keep Python's own modules out of the list of source pages.
 
@@ -209,6 +228,8 @@ def link_arxiv(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    # before numpydoc adds its own names to these
+    app.connect("config-inited", name_types, priority=400)
     app.connect("autodoc-process-docstring", usage_is_code, priority=900)
     app.connect("missing-reference", link_or_code)
     app.connect("html-collect-pages", only_what_has_source, priority=400)
