@@ -71,7 +71,9 @@ def test_every_linked_term_exists_and_every_term_is_linked():
     assert known == set().union(*linked.values())
 
 
-@pytest.mark.parametrize("page", chapters())
+@pytest.mark.parametrize(
+    "page", [page for page in chapters() if re.match(r"book/\d", page)]
+)
 def test_a_chapter_links_a_term_once_where_it_first_comes_up(page):
     here = links_to_terms(page)
     assert len(here) >= 8
@@ -257,8 +259,8 @@ def test_the_citation_is_that_of_the_file(backmatter):
 def test_reading_takes_as_long_as_its_words(backmatter):
     text = {"cell_type": "markdown", "source": ["so many words "] * 700}
     code = {"cell_type": "code", "source": ["x = 1\n"] * 5000}
-    assert backmatter.minutes_to_read({"cells": [text, code]}) == 10
-    assert backmatter.minutes_to_read({"cells": [code]}) == 5
+    assert backmatter.minutes_to_read({"cells": [text, code]}) == 14
+    assert backmatter.minutes_to_read({"cells": [text, text]}) == 28
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,18 @@ def test_usage_in_a_docstring_is_code(backmatter, before, after):
     lines: list[str] = []
     module = SimpleNamespace(__doc__=before)
     backmatter.usage_is_code(None, "module", "some", module, {}, lines)
-    assert "\n".join(lines) == after
+    head = ".. rubric:: some\n   :class: module-name\n\n\n"
+    assert "\n".join(lines) == head + after
+
+
+def test_classes_of_the_package_are_linked_as_types(backmatter):
+    pytest.importorskip("numpydoc")
+    config = SimpleNamespace()
+    backmatter.name_types(None, config)
+    known = config.numpydoc_xref_aliases
+    assert known["Trainer"] == "minimind_core.train.Trainer"
+    assert known["Story"] == "minimind_core.microworld.stories.Story"
+    assert known["sequence"] == "sequence", "is to stay text"
 
 
 def test_a_name_is_linked_if_it_can_mean_one_thing_only(backmatter):
