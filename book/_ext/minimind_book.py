@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import logging as std_logging
 import re
@@ -19,6 +21,7 @@ from typing import Any
 
 import execution
 import vendor
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
@@ -80,7 +83,11 @@ def local_page(
     body = with_card_links(body, app.config.html_theme_options)
     # A reference list is said to be a list, and its entries are no items.
     body = body.replace('<div role="list" class="citation-list">', "<div>")
+    body = with_sizes(body, app)
     context["body"] = body
+    context["metatags"] = context.get("metatags", "") + social(
+        app, pagename, context.get("title", ""), doctree
+    )
     states = [
         json.loads(script.attributes["body"])["state"]
         for script in context["script_files"]
@@ -114,6 +121,62 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
         return f'<a href="{to}">{match[0]}</a>'
 
     return TEST_NAME.sub(link, body)
+
+
+IMAGE = re.compile(r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)"')
+CARD = "card.png"  # drawn by tools/card.py
+
+
+def with_sizes(body: str, app: Sphinx) -> str:
+    """Give each picture its width and height, so that no text jumps."""
+    from PIL import Image
+
+    files = {name: path for path, name in app.builder.images.items()}
+
+    def add(match: re.Match[str]) -> str:
+        tag = body[match.start() : body.index(">", match.start())]
+        path = Path(app.srcdir) / files.get(match["name"], "")
+        if " height=" in tag or path.suffix not in {".png", ".jpg", ".webp"}:
+            return match[0]
+        with Image.open(path) as picture:
+            wide, high = picture.size
+        return f'<img width="{wide}" height="{high}" {match["rest"]}'
+
+    return IMAGE.sub(add, body)
+
+
+def social(app: Sphinx, page: str, title: str, doctree: Any) -> str:
+    """What others show when they link to a page: its card."""
+    said = ""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        said = " ".join(paragraph.astext().split())
+        break
+    if len(said) > 200:
+        said = said[:200].rpartition(" ")[0] + " …"
+    base = app.config.html_baseurl
+    up = "../" * page.count("/")
+    picture = f"{base or up}_static/{CARD}"
+    tags = {
+        "og:type": "article",
+        "og:site_name": app.config.html_title,
+        "og:title": re.sub("<[^>]*>", "", title),
+        "og:description": said,
+        "og:image": picture,
+        "og:image:alt": "A loss curve falling onto a dashed line, the floor",
+        "twitter:card": "summary_large_image",
+    }
+    if base:
+        tags["og:url"] = f"{base}{page}.html"
+    lines = [
+        f'<meta property="{name}" content="{html.escape(text)}"/>'
+        for name, text in tags.items()
+        if text
+    ]
+    if said:
+        lines.append(
+            f'<meta name="description" content="{html.escape(said)}"/>'
+        )
+    return "\n".join(["", *lines])
 
 
 def first_frame(state: dict[str, Any], model: str) -> str:
@@ -198,13 +261,38 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
 
 
+def put_fonts_into_style(app: Sphinx, exception: Exception | None) -> None:
+    """Write the typeface into the style sheet.
+
+    A font that comes later than the text moves it: every line is set twice.
+    """
+    if exception or app.builder.name != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    style = static / "style.css"
+
+    def inline(match: re.Match[str]) -> str:
+        data = base64.b64encode((static / match[1]).read_bytes()).decode()
+        return f"url(data:font/woff2;base64,{data})"
+
+    text = (ROOT / "book" / "_static" / "style.css").read_text("utf8")
+    style.write_text(
+        re.sub(r"url\((vendor/[^)]+\.woff2)\)", inline, text), "utf8"
+    )
+
+
 # --- 3. The repository's address --------------------------------------------
 
 
 def no_dead_links(app: Sphinx, config: Any) -> None:
     """Leave out what would point to a repository nobody has named yet."""
     options = config.html_theme_options
-    if UNSET_OWNER not in options.get("repository_url", ""):
+    url = options.get("repository_url", "")
+    if UNSET_OWNER not in url:
+        pages = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)/?", url)
+        if pages and not config.html_baseurl:  # where GitHub publishes it
+            owner, name = pages.groups()
+            config.html_baseurl = f"https://{owner.lower()}.github.io/{name}/"
         return
     for name in ("repository", "issues", "edit_page", "source"):
         options[f"use_{name}_button"] = False
@@ -220,6 +308,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)
+    app.connect("build-finished", put_fonts_into_style, priority=800)
     app.connect("build-finished", subset_icons, priority=900)
     app.add_js_file("book.js", priority=10)  # before the widget bundle
     return {"parallel_read_safe": True, "parallel_write_safe": True}
