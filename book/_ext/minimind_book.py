@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import logging as std_logging
@@ -123,7 +122,9 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
     return TEST_NAME.sub(link, body)
 
 
-IMAGE = re.compile(r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)"')
+IMAGE = re.compile(
+    r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")'
+)
 CARD = "card.png"  # drawn by tools/card.py
 
 
@@ -261,26 +262,6 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
 
 
-def put_fonts_into_style(app: Sphinx, exception: Exception | None) -> None:
-    """Write the typeface into the style sheet.
-
-    A font that comes later than the text moves it: every line is set twice.
-    """
-    if exception or app.builder.name != "html":
-        return
-    static = Path(app.outdir) / "_static"
-    style = static / "style.css"
-
-    def inline(match: re.Match[str]) -> str:
-        data = base64.b64encode((static / match[1]).read_bytes()).decode()
-        return f"url(data:font/woff2;base64,{data})"
-
-    text = (ROOT / "book" / "_static" / "style.css").read_text("utf8")
-    style.write_text(
-        re.sub(r"url\((vendor/[^)]+\.woff2)\)", inline, text), "utf8"
-    )
-
-
 # --- 3. The repository's address --------------------------------------------
 
 
@@ -308,7 +289,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)
-    app.connect("build-finished", put_fonts_into_style, priority=800)
     app.connect("build-finished", subset_icons, priority=900)
     app.add_js_file("book.js", priority=10)  # before the widget bundle
     return {"parallel_read_safe": True, "parallel_write_safe": True}
