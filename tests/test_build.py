@@ -209,7 +209,7 @@ def small_book(tmp_path_factory) -> Path:
     config = book / "_config.yml"  # as it is before anyone sets an address
     config.write_text(
         re.sub(
-            r"https://github\.com/\S+",
+            r"(?<=  url: )https://\S+",
             "https://github.com/OWNER/minimind-core",
             config.read_text(),
         )
@@ -348,6 +348,7 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
         f"https://mybinder.org/v2/gh/{where}/main",
         f"https://github.com/{where}/edit/main/book/one.ipynb",
         f"https://github.com/{where}/issues",
+        "https://someone.github.io/minimind-core/_static/card.png",
     ):
         assert link in html, link
 
