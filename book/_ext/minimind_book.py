@@ -15,6 +15,7 @@ import json
 import logging as std_logging
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def local_page(
     context["metatags"] = context.get("metatags", "") + social(
         app, pagename, context.get("title", ""), doctree
     )
+    if changed := last_change(app, pagename):
+        context["last_updated"] = changed
     states = [
         json.loads(script.attributes["body"])["state"]
         for script in context["script_files"]
@@ -144,6 +147,24 @@ def with_sizes(body: str, app: Sphinx) -> str:
         return f'<img width="{wide}" height="{high}" {match["rest"]}'
 
     return IMAGE.sub(add, body)
+
+
+def last_change(app: Sphinx, page: str) -> str:
+    """The day of the last commit to a page; empty if git knows none.
+
+    Sphinx itself would say on which day the book was built.
+    """
+    if page not in app.env.found_docs or shutil.which("git") is None:
+        return ""
+    path = Path(app.env.doc2path(page))
+    done = subprocess.run(
+        ["git", "log", "-1", "--format=%cs", "--", path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def social(app: Sphinx, page: str, title: str, doctree: Any) -> str:
