@@ -137,7 +137,12 @@ def test_modules_are_imported_by_name_only_where_this_is_known(imports):
         for name, file in imports.files.items()
         if any(word in file.read_text("utf8") for word in dynamic)
     }
-    assert found <= {"minimind_core", "studies", "exhibits.catalogue"}
+    assert found <= {
+        "minimind_core",
+        "exhibits.catalogue",
+        "studies",
+        "tracking",  # trackers, which are no modules of ours
+    }
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,7 @@ def small_book(tmp_path_factory) -> Path:
     config = book / "_config.yml"  # as it is before anyone sets an address
     config.write_text(
         re.sub(
-            r"https://github\.com/\S+",
+            r"(?<=  url: )https://\S+",
             "https://github.com/OWNER/minimind-core",
             config.read_text(),
         )
@@ -319,6 +324,34 @@ def test_two_notebooks_are_executed_at_a_time(small_book):
         assert "we met" in (html / f"{name}.html").read_text()
 
 
+def test_a_page_says_when_it_was_last_changed(small_book):
+    """Which is the day of its last commit, and not that of the build."""
+    source = small_book / "book" / "one.ipynb"
+    source.write_text(notebook("# One", COUNT))
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    when = {"GIT_COMMITTER_DATE": "2020-02-03T12:00:00Z"}
+    for command in (
+        ["init", "--quiet"],
+        ["add", "book/one.ipynb"],
+        ["commit", "--quiet", "--message", "One"],
+    ):
+        subprocess.run(
+            [*git, *command],
+            cwd=small_book,
+            check=True,
+            env={**os.environ, **when},
+        )
+    done = build(small_book)
+    shutil.rmtree(small_book / ".git")
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = small_book / "_build" / "html" / "book"
+    assert "Last updated on 2020-02-03" in (html / "one.html").read_text()
+    other = re.search(
+        r"Last updated on (\S+)\.", (html / "index.html").read_text()
+    )
+    assert other is not None and other[1] != "2020-02-03"
+
+
 def test_links_to_the_repository_wait_for_its_address(small_book):
     source = small_book / "book" / "one.ipynb"
     source.write_text(notebook("# One", COUNT))
@@ -343,6 +376,7 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
         f"https://mybinder.org/v2/gh/{where}/main",
         f"https://github.com/{where}/edit/main/book/one.ipynb",
         f"https://github.com/{where}/issues",
+        "https://someone.github.io/minimind-core/_static/card.png",
     ):
         assert link in html, link
 

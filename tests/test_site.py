@@ -18,6 +18,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from conftest import ROOT, chapters, pages
+from PIL import Image
 
 SITE = ROOT / "_build" / "html"
 SOME_SOURCE = ("index", "model", "adapters")
@@ -319,6 +320,47 @@ def test_every_control_changes_its_picture(name, site, visit):
     assert page.complaints == []
 
 
+# What a key does to the control that has the focus.
+KEYS = {
+    ".noUi-handle": ("ArrowRight", "ArrowLeft"),
+    ".widget-dropdown select": ("ArrowDown", "ArrowUp"),
+    ".widget-toggle-buttons button:not(.mod-active)": ("Enter",),
+    ".widget-play button": ("Space",),
+}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_keys_alone_move_the_first_control_of_each_kind(name, site, visit):
+    page = visit((site / name).as_uri())
+    moved = 0
+    for kind, keys in KEYS.items():
+        control = page.locator(f".jupyter-widgets {kind}").first
+        if not control.count():
+            continue
+        # Tab gets there: it goes to what can have the focus, in order.
+        assert control.evaluate("e => e.tabIndex") >= 0, kind
+        control.evaluate("e => e.focus()")
+        assert control.evaluate("e => e === document.activeElement")
+        output = page.locator(".cell_output, .output").filter(has=control)
+        before = output.last.evaluate(PICTURE)
+        for key in keys:  # the second for one that starts at its end
+            page.keyboard.press(key)
+            # a player waits before its first step
+            page.wait_for_timeout(1200 if "play" in kind else 300)
+            if output.last.evaluate(PICTURE) != before:
+                break
+        assert output.last.evaluate(PICTURE) != before, kind
+        moved += 1
+    assert page.complaints == []
+    if page.locator(".noUi-handle").count():
+        says = page.locator(".noUi-handle").first.get_attribute(
+            "aria-valuetext"
+        )
+        box = page.locator(".widget-inline-hbox:has(.noUi-handle)").first
+        assert says == box.locator(".widget-readout").inner_text().strip()
+    assert moved or name == "book/museum.html"  # whose buttons sort
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_finger_moves_the_first_slider(name, server, visit):
     page = visit(f"{server}/{name}", size=PHONE, has_touch=True)
@@ -386,6 +428,89 @@ def test_cards_are_sorted_in_place(site, visit):
     ids = still.locator(".mm-card").evaluate_all("all => all.map(c => c.id)")
     assert ids == orders["cost"]
     assert not still.get_by_label("Sort by").is_visible()
+
+
+# Every shift of what is already shown, from the first paint on.
+SHIFTS = """
+    window.shifted = 0;
+    new PerformanceObserver(list => {
+        for (const entry of list.getEntries())
+            if (!entry.hadRecentInput) window.shifted += entry.value;
+    }).observe({type: "layout-shift", buffered: true});
+"""
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", READ)
+def test_nothing_jumps_while_a_page_comes(name, size, server, browser):
+    """The sum of shifts stays far below 0.1, which is called good.
+
+    https://web.dev/articles/cls
+    """
+    page = browser.new_page(viewport=size)
+    page.add_init_script(SHIFTS)
+    page.goto(f"{server}/{name}", wait_until="load")
+    page.wait_for_function(SETTLED, timeout=30_000)
+    page.wait_for_timeout(500)
+    shifted = page.evaluate("shifted")
+    unsized = page.evaluate(
+        """() => [...document.querySelectorAll("article img")]
+            .filter(image => !image.getAttribute("width")
+                || !image.getAttribute("height"))
+            .map(image => image.src.slice(0, 90))"""
+    )
+    page.context.close()
+    assert unsized == []
+    assert shifted < 0.05
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_page_can_be_printed(name, site, visit):
+    """In the light, the text alone, each widget as the frame it shows."""
+    page = visit((site / name).as_uri(), theme="dark")
+    page.emulate_media(media="print")
+    page.wait_for_function(
+        "document.documentElement.dataset.theme === 'light'"
+    )
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    for part in (
+        ".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article",
+        ".prev-next-footer", ".widget-play", ".noUi-target", ".copybtn",
+    ):  # fmt: skip
+        shown = page.locator(part).filter(visible=True)
+        assert shown.count() == 0, part
+    for output in widget_outputs(page).all():
+        assert output.evaluate(PICTURE).strip(), "a widget without its frame"
+    page.emulate_media(media="screen")
+    page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_page_can_be_shown_by_others(name, site):
+    """Its title, its first words and the card."""
+    text = (site / name).read_text("utf8")
+    said = dict(
+        re.findall(r'<meta property="og:([^"]+)" content="([^"]+)"', text)
+    )
+    assert said["title"] and len(said["description"].split()) >= 4
+    card = (site / name).parent / said["image"]
+    if said["image"].startswith("https://"):
+        card = site / "_static" / Path(said["image"]).name
+    with Image.open(card) as picture:
+        assert picture.size == (1200, 630)
+    assert card.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_can_be_taken_away_and_left(name, site):
+    """Its notebook, the next page, and when it was last changed."""
+    page = anchors(site / name)
+    stem = Path(name).stem
+    assert any(link.endswith(f"{stem}.ipynb") for link in page.links)
+    text = (site / name).read_text("utf8")
+    assert 'class="right-next"' in text or name == READ[-1]
+    assert re.search(r"Last updated on 20\d\d-\d\d-\d\d", text)
 
 
 def test_the_address_itself_leads_to_the_front_page(server, browser):

@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging as std_logging
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import execution
 import vendor
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
@@ -80,7 +83,13 @@ def local_page(
     body = with_card_links(body, app.config.html_theme_options)
     # A reference list is said to be a list, and its entries are no items.
     body = body.replace('<div role="list" class="citation-list">', "<div>")
+    body = with_sizes(body, app)
     context["body"] = body
+    context["metatags"] = context.get("metatags", "") + social(
+        app, pagename, context.get("title", ""), doctree
+    )
+    if changed := last_change(app, pagename):
+        context["last_updated"] = changed
     states = [
         json.loads(script.attributes["body"])["state"]
         for script in context["script_files"]
@@ -114,6 +123,82 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
         return f'<a href="{to}">{match[0]}</a>'
 
     return TEST_NAME.sub(link, body)
+
+
+IMAGE = re.compile(
+    r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")'
+)
+CARD = "card.png"  # drawn by tools/card.py
+
+
+def with_sizes(body: str, app: Sphinx) -> str:
+    """Give each picture its width and height, so that no text jumps."""
+    from PIL import Image
+
+    files = {name: path for path, name in app.builder.images.items()}
+
+    def add(match: re.Match[str]) -> str:
+        tag = body[match.start() : body.index(">", match.start())]
+        path = Path(app.srcdir) / files.get(match["name"], "")
+        if " height=" in tag or path.suffix not in {".png", ".jpg", ".webp"}:
+            return match[0]
+        with Image.open(path) as picture:
+            wide, high = picture.size
+        return f'<img width="{wide}" height="{high}" {match["rest"]}'
+
+    return IMAGE.sub(add, body)
+
+
+def last_change(app: Sphinx, page: str) -> str:
+    """The day of the last commit to a page; empty if git knows none.
+
+    Sphinx itself would say on which day the book was built.
+    """
+    if page not in app.env.found_docs or shutil.which("git") is None:
+        return ""
+    path = Path(app.env.doc2path(page))
+    done = subprocess.run(
+        ["git", "log", "-1", "--format=%cs", "--", path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def social(app: Sphinx, page: str, title: str, doctree: Any) -> str:
+    """What others show when they link to a page: its card."""
+    said = ""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        said = " ".join(paragraph.astext().split())
+        break
+    if len(said) > 200:
+        said = said[:200].rpartition(" ")[0] + " …"
+    base = app.config.html_baseurl
+    up = "../" * page.count("/")
+    picture = f"{base or up}_static/{CARD}"
+    tags = {
+        "og:type": "article",
+        "og:site_name": app.config.html_title,
+        "og:title": re.sub("<[^>]*>", "", title),
+        "og:description": said,
+        "og:image": picture,
+        "og:image:alt": "A loss curve falling onto a dashed line, the floor",
+        "twitter:card": "summary_large_image",
+    }
+    if base:
+        tags["og:url"] = f"{base}{page}.html"
+    lines = [
+        f'<meta property="{name}" content="{html.escape(text)}"/>'
+        for name, text in tags.items()
+        if text
+    ]
+    if said:
+        lines.append(
+            f'<meta name="description" content="{html.escape(said)}"/>'
+        )
+    return "\n".join(["", *lines])
 
 
 def first_frame(state: dict[str, Any], model: str) -> str:
@@ -204,7 +289,12 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
 def no_dead_links(app: Sphinx, config: Any) -> None:
     """Leave out what would point to a repository nobody has named yet."""
     options = config.html_theme_options
-    if UNSET_OWNER not in options.get("repository_url", ""):
+    url = options.get("repository_url", "")
+    if UNSET_OWNER not in url:
+        pages = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)/?", url)
+        if pages and not config.html_baseurl:  # where GitHub publishes it
+            owner, name = pages.groups()
+            config.html_baseurl = f"https://{owner.lower()}.github.io/{name}/"
         return
     for name in ("repository", "issues", "edit_page", "source"):
         options[f"use_{name}_button"] = False

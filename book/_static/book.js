@@ -19,6 +19,9 @@ function name(root) {
     if (!handle.hasAttribute("aria-label")) {
       handle.setAttribute("aria-label", label || "position");
     }
+    // What the slider says, not the number of its step.
+    const says = box?.querySelector(".widget-readout")?.textContent.trim();
+    if (says) handle.setAttribute("aria-valuetext", says);
   }
   for (const player of root.querySelectorAll(".widget-play")) {
     player.querySelectorAll("button").forEach((button, index) => {
@@ -47,3 +50,21 @@ document.addEventListener("DOMContentLoaded", () => {
     subtree: true,
   });
 });
+
+// Paper is white: a page is printed in its light colours.
+const paper = window.matchMedia("print");
+let onScreen;
+
+function onPaper(yes) {
+  const root = document.documentElement;
+  if (yes && onScreen === undefined) {
+    onScreen = root.dataset.theme;
+    root.dataset.theme = "light";
+  } else if (!yes && onScreen !== undefined) {
+    root.dataset.theme = onScreen;
+    onScreen = undefined;
+  }
+}
+paper.addEventListener("change", (event) => onPaper(event.matches));
+window.addEventListener("beforeprint", () => onPaper(true));
+window.addEventListener("afterprint", () => onPaper(false));
