@@ -48,7 +48,7 @@ def stream_records(
         A data set of the Hugging Face hub, or the path of a ``.jsonl``.
     kind : {"text", "conversations"}
         With conversations the fields of a message are declared, as in
-        MiniMind's own reader (dataset/lm_dataset.py, line 64, commit
+        MiniMind's own reader (dataset/lm_dataset.py, line 63, commit
         d65ef2c): left to guess, `datasets` takes them from the first
         block of a file and fails in a later one that has more.
     file : str, optional

@@ -237,9 +237,10 @@ def training_memory(
         ``weights``, ``gradients``, ``optimizer`` (two numbers a weight for
         AdamW, one for a matrix under Muon) and ``activations``: what the
         forward pass keeps for the backward one, on a processor, counted
-        tensor by tensor. A GPU's kernels keep a little less, and half
-        precision makes a part of it half as large. While it works, training
-        needs some more; see `passing_memory`.
+        tensor by tensor. Autocast makes a part of them half as large and
+        keeps a copy of each weight in two bytes; the kernels of a GPU keep
+        other tensors. While it works, training needs some more; see
+        `passing_memory`.
     """
     parts = model.parameters_by_part()
     total = model.num_parameters()

@@ -136,6 +136,15 @@ def test_memory_is_what_is_held(shape, optimizer):
     assert held == cost.training_memory(shape, config)
 
 
+def test_autocast_keeps_less_of_activations_and_a_copy_of_the_weights():
+    model, _, ids = step(TINY, SETTINGS)
+    whole = cost.kept_for_backward(model, input_ids=ids, labels=ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = cost.kept_for_backward(model, input_ids=ids, labels=ids)
+    copies = 2 * TINY.num_parameters()
+    assert 0.75 < (half - copies) / whole < 0.85
+
+
 def test_only_the_micro_batch_is_held_at_a_time():
     config = get_preset("base").pretrain
     shape = get_preset("base").model

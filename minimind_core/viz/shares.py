@@ -55,7 +55,7 @@ def plot_shares(
             ha="right", va="top",
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_ylim(len(bars) - 0.4, -1.6 if limits else -0.6)
+    axes.set_ylim(len(bars) - 0.5, -1.3 if limits else -0.6)
     axes.set_xlim(0, top)
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
