@@ -259,6 +259,13 @@ def widget_outputs(page):
     )
 
 
+def output_of(control):
+    """The output of the cell that a control is in."""
+    return control.locator(
+        "xpath=ancestor::*[contains(@class, 'cell_output')][1]"
+    )
+
+
 def move(output, page) -> list[tuple[str, bool]]:
     """Use each control once; what it was, and whether a picture changed."""
     done = []
@@ -341,9 +348,7 @@ def test_keys_alone_move_the_first_control_of_each_kind(name, site, visit):
         assert control.evaluate("e => e.tabIndex") >= 0, kind
         control.evaluate("e => e.focus()")
         assert control.evaluate("e => e === document.activeElement")
-        output = control.locator(
-            "xpath=ancestor::*[contains(@class, 'cell_output')][1]"
-        )
+        output = output_of(control)
         before = output.evaluate(PICTURE)
         for key in keys:  # the second for one that starts at its end
             page.keyboard.press(key)
@@ -376,13 +381,16 @@ def test_a_finger_moves_the_first_slider(name, server, visit):
         return
     slider = sliders.first
     slider.scroll_into_view_if_needed()
-    output = page.locator(".cell_output, .output").filter(has=slider).last
+    output = output_of(slider)
     before = output.evaluate(PICTURE)
     box = slider.bounding_box()
     page.touchscreen.tap(
         box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2
     )
-    page.wait_for_timeout(500)
+    for _ in range(30):
+        page.wait_for_timeout(100)
+        if output.evaluate(PICTURE) != before:
+            break
     assert output.evaluate(PICTURE) != before
 
 
