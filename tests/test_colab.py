@@ -129,7 +129,7 @@ def test_colab_is_known_by_its_own_module(monkeypatch):
 def test_a_notebook_opened_alone_sets_itself_up():
     """As `make colab-check` does it, with what is installed here.
 
-    Nothing is downloaded: the package is installed from a clone, an old
+    Nothing is downloaded: the package is installed from a copy, an old
     torchao is there and removed, and no other package changes.
     """
     done = subprocess.run(

@@ -6,7 +6,7 @@
 
 Each notebook is copied out alone and run from top to bottom. Its set-up cell
 installs the package from the repository's address, which git is told to find
-in a clone of this checkout (`insteadOf`). Nothing else of the checkout can be
+in a copy of this checkout (`insteadOf`). Nothing else of the checkout can be
 reached. Afterwards the packages are compared with those of before: the set-up
 may add this one and remove an old torchao, and leaves all others alone.
 
@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import time
 import traceback
@@ -67,16 +68,25 @@ def run(*command: object, **more: object) -> str:
 
 
 def strangers_repository(folder: Path) -> Path:
-    """A clone of what is committed here, with an address of its own."""
+    """A repository of what is committed here, with an address of its own.
+
+    Not a clone: this checkout may be shallow, as in CI, and pip's partial
+    clone of a shallow repository asks for what is missing without end.
+    """
     if run("git", "status", "--porcelain", "--", "minimind_core", cwd=ROOT):
-        print("note: what is not committed is not in the clone")
-    clone = folder / "repository"
-    run("git", "clone", "--quiet", "--no-hardlinks", ROOT, clone)
-    run(sys.executable, clone / "tools" / "repository.py", ADDRESS)
+        print("note: what is not committed is not in the copy")
+    copy = folder / "repository"
+    copy.mkdir()
+    archive = folder / "repository.tar"
+    run("git", "archive", "--output", archive, "HEAD", cwd=ROOT)
+    with tarfile.open(archive) as tar:
+        tar.extractall(copy, filter="data")
+    run(sys.executable, copy / "tools" / "repository.py", ADDRESS)
     author = ("-c", "user.name=check", "-c", "user.email=check@localhost")
-    command = ("commit", "--quiet", "--all", "--message", "An address")
-    run("git", *author, *command, cwd=clone)
-    return clone
+    run("git", "init", "--quiet", cwd=copy)
+    run("git", "add", "--all", "--force", cwd=copy)
+    run("git", *author, "commit", "--quiet", "--message", "All", cwd=copy)
+    return copy
 
 
 def environment(kind: str, folder: Path, base: str) -> Path:
@@ -111,7 +121,7 @@ def environment(kind: str, folder: Path, base: str) -> Path:
     return python
 
 
-def settings(kind: str, clone: Path, folder: Path) -> dict[str, str]:
+def settings(kind: str, copy: Path, folder: Path) -> dict[str, str]:
     """The environment variables of the stranger's machine."""
     mine = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
     found = {k: v for k, v in os.environ.items() if k not in mine}
@@ -119,7 +129,7 @@ def settings(kind: str, clone: Path, folder: Path) -> dict[str, str]:
         "COLAB_RELEASE_TAG": "release-colab-check",
         "JUPYTER_PATH": str(folder / "jupyter"),
         "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{clone.as_uri()}.insteadOf",
+        "GIT_CONFIG_KEY_0": f"url.{copy.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": ADDRESS,
     }
     if kind == "here":  # the build too uses what is there
@@ -197,9 +207,9 @@ def main() -> None:
     failed = []
     with tempfile.TemporaryDirectory(prefix="stranger-") as temporary:
         folder = Path(temporary)
-        clone = strangers_repository(folder)
+        copy = strangers_repository(folder)
         python = environment(options.kind, folder, options.python)
-        variables = settings(options.kind, clone, folder)
+        variables = settings(options.kind, copy, folder)
         os.environ.clear()
         os.environ.update(variables)
         before = installed(python, variables)
@@ -207,7 +217,7 @@ def main() -> None:
             sys.exit(f"the package is already installed in {python}")
         print(python, *(f"{n} {before.get(n)}" for n in ("torch", "peft")))
         for name in names:
-            path = clone / name.resolve().relative_to(ROOT)
+            path = copy / name.resolve().relative_to(ROOT)
             start = time.perf_counter()
             wrong = open_alone(path, folder, python, options.first)
             took = time.perf_counter() - start

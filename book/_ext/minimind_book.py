@@ -88,6 +88,7 @@ def local_page(
     context["metatags"] = context.get("metatags", "") + social(
         app, pagename, context.get("title", ""), doctree
     )
+    context["metatags"] += FONTS_FIRST % ("../" * pagename.count("/"))
     if changed := last_change(app, pagename):
         context["last_updated"] = changed
     states = [
@@ -129,6 +130,22 @@ IMAGE = re.compile(
     r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")'
 )
 CARD = "card.png"  # drawn by tools/card.py
+
+
+# The typeface is asked for at once, and not when the style sheet has come:
+# it is there before the first line is set. (From a disk there is no need to,
+# and browsers refuse.)
+FONTS_FIRST = """
+<script>
+if (location.protocol !== "file:")
+  for (const face of ["400-normal", "600-normal"])
+    document.head.append(Object.assign(document.createElement("link"), {
+      rel: "preload", as: "font", type: "font/woff2", crossOrigin: "",
+      href: "%s_static/vendor/source-serif-4/source-serif-4-latin-"
+        + face + ".woff2",
+    }));
+</script>
+"""
 
 
 def with_sizes(body: str, app: Sphinx) -> str:
