@@ -45,6 +45,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   const pages = document.querySelector("article");
   if (!pages?.querySelector("script[type*='widget-view']")) return;
+  // Arrow keys move a slider that has the focus, and do not turn the page.
+  pages.addEventListener("keydown", (event) => {
+    const inside = event.target.closest(".jupyter-widgets");
+    if (inside && event.key.startsWith("Arrow")) event.stopPropagation();
+  });
   new MutationObserver(() => name(pages)).observe(pages, {
     childList: true,
     subtree: true,
