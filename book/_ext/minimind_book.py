@@ -34,6 +34,16 @@ ICON_SCRIPT = re.compile(
     r"<script[^>]*scripts/fontawesome\.js[^>]*></script>"
 )
 
+# The theme's search while one types, which is off; the search page has its
+# own copy of these.
+SEARCH_SCRIPT = re.compile(
+    r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js">'
+    r"</script>\s*"
+)
+
+# The solid icons of the widget bundle, by the name it asks for them.
+WIDGET_ICONS = "vendor/html-manager/1551f4f60c37af51121f.woff2"
+
 WIDGET_VIEW = re.compile(
     r'<script type="application/vnd\.jupyter\.widget-view\+json">'
     r"(?P<view>.*?)</script>",
@@ -83,6 +93,10 @@ def local_page(
     body = with_card_links(body, app.config.html_theme_options)
     # A reference list is said to be a list, and its entries are no items.
     body = body.replace('<div role="list" class="citation-list">', "<div>")
+    # A folded cell says what it does; its label would hide that.
+    body = body.replace(
+        '<summary aria-label="Toggle hidden content">', "<summary>"
+    )
     body = with_sizes(body, app)
     context["body"] = body
     context["metatags"] = context.get("metatags", "") + social(
@@ -126,9 +140,7 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
     return TEST_NAME.sub(link, body)
 
 
-IMAGE = re.compile(
-    r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")'
-)
+IMAGE = re.compile(r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")')
 CARD = "card.png"  # drawn by tools/card.py
 
 
@@ -267,7 +279,10 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
         text = path.read_text("utf8")
         names.update(re.findall(r"\bfa-[a-z][a-z0-9-]*", text))
         if path.suffix == ".html" and "scripts/fontawesome.js" in text:
-            path.write_text(ICON_SCRIPT.sub("", text), "utf8")
+            text = ICON_SCRIPT.sub("", text)
+            if path.name != "search.html":
+                text = SEARCH_SCRIPT.sub("", text)
+            path.write_text(text, "utf8")
     # Icons come from classes in the pages, and from rules of the theme.
     rules = re.sub(r"\.fa-[^{}]*\{[^}]*\}", "", css)
     for path in out.glob("_static/**/*.css"):
@@ -296,6 +311,9 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
             f'src:url(../{fonts}/{path.stem}.woff) format("woff")',
             css,
         )
+    shutil.copyfile(
+        static / fonts / "fa-solid-900.woff", static / WIDGET_ICONS
+    )
     (static / style).write_text(css, "utf8")
     (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
 
