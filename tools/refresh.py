@@ -36,13 +36,14 @@ def keep_checked(cells: list[dict], done: list[dict]) -> int:
     for cell, result in zip(cells, done, strict=True):
         if cell["cell_type"] != "code":
             continue
-        before = json.dumps(cell["outputs"])
+        before = json.dumps(cell["outputs"], sort_keys=True)
         if CHECKED in cell["metadata"].get("tags", []):
             cell["execution_count"] = result["execution_count"]
             cell["outputs"] = as_stored(result["outputs"])
         else:
             cell["execution_count"], cell["outputs"] = None, []
-        changed += json.dumps(cell["outputs"]) != before
+        after = json.dumps(cell["outputs"], sort_keys=True)
+        changed += after != before
     return changed
 
 
