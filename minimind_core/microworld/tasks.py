@@ -45,9 +45,8 @@ _WEIGHTS |= {
     "continue": 1.0, "retell": 0.5,
 }  # fmt: skip
 
-# What a single-turn skill conversation asks: what the base has mastered, so
-# that only the manner is new.
-_SKILL_KINDS = ("weather", "met", "job")
+# What a single-turn skill conversation asks.
+_SKILL_KINDS = ("weather", "met", "job", "time")
 
 
 @dataclass(frozen=True)
