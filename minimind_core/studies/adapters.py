@@ -65,7 +65,7 @@ EACH = 50
 """Questions of each kind."""
 
 # The adapter that the chapter ends with, and what it is compared with.
-REPLAY, REPLAY_STEPS, REPLAY_ROWS = 0.5, 300, 16
+REPLAY, REPLAY_STEPS, REPLAY_ROWS = 0.5, 240, 16
 ALONE_STEPS = 100
 """Without replay, where every row is a greeting."""
 RANK, ALPHA = 32, 128
