@@ -57,7 +57,7 @@ def test_the_loss_is_drawn_between_its_limits():
 def test_a_story_is_judged_where_it_leaves_the_world():
     story = write_story(0, 4)
     assert "✓ a valid story" in viz.story_html(story.text)
-    at = story.text.index("Now") if "Now" in story.text else 30
+    at = story.text.index("gardener")
     broken = story.text[:at] + "<b>zebra</b>" + story.text[at:]
     page = viz.story_html(broken)
     assert "✗ leaves the world" in page
@@ -65,7 +65,21 @@ def test_a_story_is_judged_where_it_leaves_the_world():
     kept, wrong = page.split("<mark", 1)
     assert kept.endswith(html.escape(story.text[:at]))
     assert "zebra" in wrong
+    # Half of a word is right: the mark begins with the word.
+    page = viz.story_html(story.text.replace("gardener", "garage"))
+    assert "it should go on with “gardener" in page
+    assert page.split("<mark", 1)[1].count("garage") == 1
     assert "✓" in viz.story_html(write_story(0, 4, "zh").text, "zh")
+
+
+def test_a_table_sets_numbers_to_the_right_and_keeps_dates_whole():
+    page = viz.show_table(
+        [["float32", 3.14159, "2024-08-28"], ["x", "12 %", "–"]],
+        ["name", "size", "from 2024-08-28"],
+    ).data
+    right = re.findall(r'text-align:right[^>]*>([^<]*)', page)
+    assert right == ["size", "3.14", "12 %"]
+    assert page.count('nowrap">2024-08-28</span>') == 2
 
 
 def test_the_loss_mask_marks_the_answer_and_its_end(tokenizer):
@@ -130,6 +144,9 @@ def test_the_chat_box_answers_escaped():
 
 def test_bars_and_maps_carry_names():
     axes = viz.plot_bars({"a": 0.5, "b": 1.0}, label="share").axes[0]
+    assert [t.get_text() for t in axes.texts] == ["0.50", "1.00"]
+    counts = viz.plot_bars({"a": 10, "b": 7}, label="times").axes[0]
+    assert [t.get_text() for t in counts.texts] == ["10", "7"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
     import numpy as np
 
@@ -137,6 +154,12 @@ def test_bars_and_maps_carry_names():
         np.eye(3), ["x", "y", "z"], rows=[1, 2]
     ).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["y", "z"]
+    many = np.zeros((90, 90))
+    many[89, 40] = 1.0
+    axes = viz.plot_attention(many, [f"t{i}" for i in range(90)]).axes[0]
+    named = [int(t.get_text()[1:]) for t in axes.get_xticklabels()]
+    assert 40 in named  # what is looked at most has its name
+    assert min(np.diff(named)) > 2
 
 
 def test_lines_differ_in_more_than_colour():

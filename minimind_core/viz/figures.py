@@ -28,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 6.4  # inches at 100 pixels each; on a phone half of it is left
 SHARP = 1.5  # pixels of a picture for one of the page
+SMALL = 10.5  # the smallest letters, in points: on a phone they are half that
 
 
 @contextmanager
@@ -41,6 +42,7 @@ def style() -> Iterator[None]:
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
         "ytick.color": INK, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": FAINT, "grid.linewidth": 0.6, "font.size": 12,
         "axes.titlesize": 13, "axes.titlelocation": "left",
         "lines.linewidth": 2.0, "legend.frameon": False,
@@ -173,12 +175,14 @@ def plot_loss(
         xlabel="optimizer steps", ylabel="nats per token", yscale="log",
         xlim=(0, losses[0][-1] * 1.02), title=title,
     )  # fmt: skip
-    low = min([*floors, min(losses[1])])
+    low, high = min(*floors, *losses[1], *checks[1]), max(losses[1])
     axes.set_ylim(bottom=low * 0.6)
-    ticks = [t for t in (0.2, 0.3, 0.5, 1, 2, 5, 10) if t > low * 0.6]
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
+             if low * 0.6 < t < high * 1.5]  # fmt: skip
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.legend(loc="upper center", ncols=2)
+    # Below the line of ln V, where no curve is any more.
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
     return figure
 
 
@@ -190,6 +194,9 @@ def plot_attention(
     title: str = "",
 ) -> Figure:
     """Who looks at whom: attention weights as a map.
+
+    Where there is no room to name every token that is looked at, those that
+    get the most are named.
 
     Parameters
     ----------
@@ -210,13 +217,27 @@ def plot_attention(
         weights[chosen, :seen], cmap="Blues", vmin=0, vmax=1, aspect="auto"
     )
     axes.grid(False)
-    axes.set_xticks(range(seen), tokens[:seen], rotation=90, fontsize=8)
+    most = [max(float(weights[row, i]) for row in chosen)
+            for i in range(seen)]  # fmt: skip
+    named = _apart(most, room=1 + seen // 30)
+    axes.set_xticks(
+        named, [tokens[i] for i in named], rotation=90, fontsize=SMALL
+    )
     axes.set_yticks(
-        range(len(chosen)), [tokens[i] for i in chosen], fontsize=9
+        range(len(chosen)), [tokens[i] for i in chosen], fontsize=SMALL
     )
     axes.set(xlabel="looked at", ylabel="looking", title=title)
     figure.colorbar(image, ax=axes, label="weight", pad=0.01)
     return figure
+
+
+def _apart(weights: Sequence[float], room: int) -> list[int]:
+    """The places with the largest weights, no two nearer than `room`."""
+    kept: list[int] = []
+    for at in sorted(range(len(weights)), key=lambda i: -weights[i]):
+        if all(abs(at - other) >= room for other in kept):
+            kept.append(at)
+    return sorted(kept)
 
 
 def plot_bars(
@@ -254,21 +275,25 @@ def plot_bars(
     for number, (bars, colour, hatch, name) in enumerate(sets):
         places = [i + (number - (len(sets) - 1) / 2) * thick
                   for i in range(len(keys))]  # fmt: skip
-        lengths = [bars.get(key, 0.0) for key in keys]
+        lengths = [bars.get(key, 0) for key in keys]
         drawn = axes.barh(
             places, lengths, thick * 0.92, color=colour, hatch=hatch,
             edgecolor=PAPER, label=name or None,
         )  # fmt: skip
-        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+        whole = all(isinstance(length, int) for length in lengths)
+        axes.bar_label(drawn, fmt="%d" if whole else "%.2f", padding=3,
+                       fontsize=SMALL)  # fmt: skip
     if limit is not None:
         axes.axvline(limit, color=GREEN, ls="--", lw=1.4)
     axes.set_yticks(range(len(keys)), keys)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, max(1.0, *values.values()) * 1.1)
+    # A share is seen beside the whole, unless it is too small for that.
+    most = max(*values.values(), *(others or {}).values(), limit or 0)
+    axes.set_xlim(0, 1.13 * (1 if 0.4 < most < 1 else most or 1))
     if others is not None:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -305,7 +330,6 @@ def plot_lines(
         In inches.
     """
     figure, axes = new_figure(height=height)
-    right = -math.inf
     for number, (name, (xs, ys)) in enumerate(lines.items()):
         axes.plot(
             xs, ys, label=name, lw=1.8, ms=5,
@@ -313,11 +337,13 @@ def plot_lines(
             ls=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)] if markers else None,
         )  # fmt: skip
-        right = max(right, *xs)
     for name, value in (level or {}).items():
         axes.axhline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
+        left = _gap(lines, 0, value, logy) > 4 * _gap(lines, -1, value, logy)
+        edge = [xs[0 if left else -1] for xs, _ in lines.values()]
         axes.annotate(
-            name, (right, value), ha="right", va="bottom", fontsize=9,
+            name, (min(edge) if left else max(edge), value),
+            ha="left" if left else "right", va="bottom", fontsize=SMALL,
             xytext=(0, 2), textcoords="offset points",
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -328,6 +354,19 @@ def plot_lines(
     if legend and len(lines) > 1:
         axes.legend(fontsize=9)
     return figure
+
+
+def _gap(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    end: int,
+    value: float,
+    log: bool,
+) -> float:
+    """How near a level is to the nearest curve, at one end of the curves."""
+    ends = [float(ys[end]) for _, ys in lines.values()]
+    if log:
+        return min(abs(math.log(max(y, 1e-30) / value)) for y in ends)
+    return min(abs(y - value) for y in ends)
 
 
 def plot_map(
@@ -409,7 +448,7 @@ def plot_formats() -> Figure:
                           ha="center", va="bottom")  # fmt: skip
     axes.set_yticks(range(len(FORMATS)), [form.name for form in FORMATS])
     axes.invert_yaxis()
-    axes.set(xlim=(-50, 46), ylim=(len(FORMATS) - 0.6, -0.75),
+    axes.set(xlim=(-56, 50), ylim=(len(FORMATS) - 0.6, -0.75),
              xlabel="size of the number, as a power of ten")  # fmt: skip
     axes.grid(axis="y", visible=False)
     return figure
@@ -440,7 +479,7 @@ def plot_sizes(
     import numpy as np
 
     figure, axes = new_figure(height=2.9)
-    edges = np.linspace(*limits, 121)
+    edges = np.linspace(*limits, 61)
     for number, (name, values) in enumerate(sizes.items()):
         values = np.abs(np.asarray(values, dtype=np.float64)).ravel()
         logs = np.log10(values[values > 0]).clip(*limits)

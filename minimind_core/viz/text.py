@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ _BOX = (
 
 _CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
 _SHORT = _CELL.replace('em"', 'em;white-space:nowrap"')
+_NUMBER = _SHORT.replace("left", "right")
 
 
 def story_html(text: str, language: str = "en") -> str:
@@ -39,8 +41,14 @@ def story_html(text: str, language: str = "en") -> str:
     try:
         story = read_story(text, language)
     except NotInLanguage as error:
-        at = error.position
-        wanted = " or ".join(f"“{e.strip()}”" for e in error.expected[:3])
+        at, begun = error.position, ""
+        words = all(re.match(r"\w", e) for e in error.expected)
+        if language == "en" and words:  # if inside of one, back to its start
+            begun = re.split(r"\W", text[:at])[-1]
+        at -= len(begun)
+        wanted = " or ".join(
+            f"“{(begun + e).strip()}”" for e in error.expected[:3]
+        )
         return (
             f'<div style="{_BOX}"><b>✗ leaves the world</b> after '
             f"{at} characters, where it should go on with "
@@ -121,19 +129,47 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
 
 
 def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
-    """Show a table; numbers are set with three decimals at most."""
+    """Show a table; numbers are set with three digits, and to the right."""
 
-    def cell(value: Any) -> str:
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    def written(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    texts = [[written(value) for value in row] for row in rows]
+    numbers = [
+        all(map(_IS_NUMBER.fullmatch, column))
+        for column in zip(*texts, strict=True)
+    ]
+
+    def cell(text: str, number: bool) -> str:
         # A date or a name reads badly when it is broken.
-        style = _CELL if len(text) > 14 else _SHORT
-        return f"<td {style}>{html.escape(text)}</td>"
+        short = _NUMBER if number else _SHORT
+        style = _CELL if len(text) > 14 else short
+        return f"<td {style}>{_whole_dates(text)}</td>"
 
-    top = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    top = "".join(
+        f"<th {_CELL.replace('left', 'right') if number else _CELL}>"
+        f"{_whole_dates(name)}</th>"
+        for name, number in zip(head, numbers, strict=True)
+    )
+    body = "".join(
+        f"<tr>{''.join(map(cell, row, numbers))}</tr>" for row in texts
+    )
     return as_html(
         f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+_IS_NUMBER = re.compile(
+    r"[-–−]?|[-−+]?\d[\d,.]*(e[-+]?\d+)?( ?(%|M|kB|MB|s|ms))?"
+)
+
+
+def _whole_dates(text: str) -> str:
+    """Escaped, and no date is broken at its hyphens."""
+    return re.sub(
+        r"\d{4}-\d\d-\d\d",
+        r'<span style="white-space:nowrap">\g<0></span>', html.escape(text),
+    )  # fmt: skip
 
 
 def show_source(*things: Any) -> Markdown:
