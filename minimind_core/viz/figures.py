@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from minimind_core.floats import FORMATS, FloatFormat
@@ -28,6 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 6.4  # inches at 100 pixels each; on a phone half of it is left
 SHARP = 1.5  # pixels of a picture for one of the page
+SMALL = 10.5  # the smallest letters, in points: on a phone they are half that
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def style() -> Iterator[None]:
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
         "ytick.color": INK, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": FAINT, "grid.linewidth": 0.6, "font.size": 12,
         "axes.titlesize": 13, "axes.titlelocation": "left",
         "lines.linewidth": 2.0, "legend.frameon": False,
@@ -259,14 +262,14 @@ def plot_bars(
             places, lengths, thick * 0.92, color=colour, hatch=hatch,
             edgecolor=PAPER, label=name or None,
         )  # fmt: skip
-        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=SMALL)
     if limit is not None:
         axes.axvline(limit, color=GREEN, ls="--", lw=1.4)
     axes.set_yticks(range(len(keys)), keys)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, max(1.0, *values.values()) * 1.1)
+    axes.set_xlim(0, max(1.0, *values.values()) * 1.13)
     if others is not None:
         axes.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=2)
     return figure
@@ -317,7 +320,7 @@ def plot_lines(
     for name, value in (level or {}).items():
         axes.axhline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
         axes.annotate(
-            name, (right, value), ha="right", va="bottom", fontsize=9,
+            name, (right, value), ha="right", va="bottom", fontsize=SMALL,
             xytext=(0, 2), textcoords="offset points",
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -326,7 +329,7 @@ def plot_lines(
     if logy:
         axes.set_yscale("log")
     if legend and len(lines) > 1:
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=SMALL)
     return figure
 
 
@@ -367,18 +370,21 @@ def plot_map(
     image = axes.imshow(matrix, cmap="Blues", vmin=low, vmax=top,
                         aspect="auto")  # fmt: skip
     axes.grid(False)
+    size = SMALL if max(map(len, (rows or "", columns or ""))) < 13 else 9
     if columns is not None:
         long = max(map(len, columns)) > 4 and len(columns) > 8
-        axes.set_xticks(range(len(columns)), columns, fontsize=9,
+        names = [fill(name, 48 // len(columns)) if len(columns) < 5 else name
+                 for name in columns]  # fmt: skip
+        axes.set_xticks(range(len(columns)), names, fontsize=size,
                         rotation=90 if long else 0)  # fmt: skip
     if rows is not None:
-        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        axes.set_yticks(range(len(rows)), rows, fontsize=size)
     if numbers:
         for (row, column_), share in _shares(matrix, image):
             value = float(matrix[row][column_])
             text = f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
             axes.text(column_, row, text, ha="center", va="center",
-                      fontsize=9, color=PAPER if share > 0.55 else INK)
+                      fontsize=size, color=PAPER if share > 0.55 else INK)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if label:
         figure.colorbar(image, ax=axes, label=label, pad=0.01)

@@ -26,6 +26,7 @@ _BOX = (
 
 _CELL = 'style="text-align:left;vertical-align:top;padding:.3em .7em"'
 _SHORT = _CELL.replace('em"', 'em;white-space:nowrap"')
+_NUMBER = _SHORT.replace("left", "right")
 
 
 def story_html(text: str, language: str = "en") -> str:
@@ -107,7 +108,7 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
     """
     rows = [
         f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
-        f'<td style="text-align:right">'
+        f'<td {_NUMBER}>'
         f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
         f"<td {_CELL}>{html.escape(text)}</td></tr>"
         for name, text in about.items()
