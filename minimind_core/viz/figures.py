@@ -16,6 +16,7 @@ from minimind_core.run import Record, column
 
 if TYPE_CHECKING:
     from IPython.display import HTML
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each
@@ -48,6 +49,8 @@ def style() -> Iterator[None]:
         "axes.titlesize": 13, "axes.titlelocation": "left",
         "lines.linewidth": 2.0, "legend.frameon": False,
         "figure.dpi": 100, "figure.constrained_layout.use": True,
+        "figure.constrained_layout.h_pad": 0.09,
+        "figure.constrained_layout.w_pad": 0.09,
     }  # fmt: skip
     with plt.rc_context(settings):
         yield
@@ -275,6 +278,33 @@ def plot_bars(
     return figure
 
 
+def _plain_ticks(axis: Axis) -> None:
+    """Name the ticks of a logarithmic axis by numbers that one reads at once.
+
+    0.2, 0.5 and 1,000 rather than powers of ten, unless these are too large
+    or too small for that.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def plain(low: float, high: float) -> bool:
+        return low >= 5e-4 and high <= 2e5
+
+    class Ticks(LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            few = plain(vmin, vmax) and vmax < 200 * vmin
+            self.set_params(subs=(1, 2, 5) if few else (1,))
+            return super().tick_values(vmin, vmax)
+
+    def name(value: float, _: Any) -> str:
+        if plain(*axis.get_view_interval()):
+            return f"{value:,g}"
+        return f"$10^{{{round(math.log10(value))}}}$"
+
+    axis.set_major_locator(Ticks())
+    axis.set_major_formatter(FuncFormatter(name))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def plot_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -308,7 +338,6 @@ def plot_lines(
         In inches.
     """
     figure, axes = new_figure(height=height)
-    right = -math.inf
     for number, (name, (xs, ys)) in enumerate(lines.items()):
         axes.plot(
             xs, ys, label=name, lw=1.8, ms=5,
@@ -316,18 +345,21 @@ def plot_lines(
             ls=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)] if markers else None,
         )  # fmt: skip
-        right = max(right, *xs)
     for name, value in (level or {}).items():
         axes.axhline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
+        # Beside the axes, where no curve can run through it.
         axes.annotate(
-            name, (right, value), ha="right", va="bottom", fontsize=SMALL,
-            xytext=(0, 2), textcoords="offset points",
+            fill(name, 10), (1, value), xycoords=axes.get_yaxis_transform(),
+            ha="left", va="center", fontsize=SMALL, xytext=(4, 0),
+            textcoords="offset points", annotation_clip=False,
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if logx:
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     if logy:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     if legend and len(lines) > 1:
         axes.legend(fontsize=SMALL)
     return figure
