@@ -256,6 +256,14 @@ def test_the_citation_is_that_of_the_file(backmatter):
     assert "author  = {Noether, Emmy}" in entry
 
 
+def test_another_name_of_a_dict_is_not_told_how_to_be_called(backmatter):
+    from minimind_core.run import Record, Run
+
+    leave_out = backmatter.no_signature_of_others
+    assert leave_out(None, "class", "Record", Record, {}) == ("", None)
+    assert leave_out(None, "class", "Run", Run, {}) is None
+
+
 def test_reading_takes_as_long_as_its_words(backmatter):
     text = {"cell_type": "markdown", "source": ["so many words "] * 700}
     code = {"cell_type": "code", "source": ["x = 1\n"] * 5000}

@@ -388,7 +388,8 @@ def test_cards_lead_to_pages_and_to_tests(monkeypatch):
         '<a class="mm-chapter" href="04_precision.ipynb#exhibit-x">in</a>'
         '<a class="mm-chapter" href="#exhibit-y">below</a>'
         '<code class="mm-test">tests/test_build.py::<wbr>'
-        "test_cards_lead_to_pages_and_to_tests</code>"
+        "test_<wbr>cards_<wbr>lead_<wbr>to_<wbr>pages_<wbr>and_<wbr>to_<wbr>"
+        "tests</code>"
         '<a href="05_pretraining.ipynb">as it is</a>'
     )
     unset = {"repository_url": "https://github.com/OWNER/book"}

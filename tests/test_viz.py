@@ -216,3 +216,28 @@ def test_shares_add_up_to_their_bars():
     assert [bar.get_width() for bar in second] == [2.0, 0.5]
     assert [bar.get_hatch() for bar in (first[0], second[0])] == ["", "//"]
     assert [text.get_text() for text in axes.texts] == ["card"]
+
+
+def test_logarithmic_axes_have_numbers_that_one_reads_at_once():
+    def ticks(top):
+        figure = viz.plot_lines(
+            {"up": ([1, 64], [top / 60, top])}, xlabel="x", ylabel="y",
+            logy=True, level={"a level": top},
+        )  # fmt: skip
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        low, high = axes.get_ylim()
+        shown = [
+            label.get_text()
+            for label, at in zip(
+                axes.get_yticklabels(), axes.get_yticks(), strict=True
+            )
+            if low <= at <= high
+        ]
+        name = axes.texts[0]
+        assert name.get_window_extent().x0 > axes.bbox.x1  # beside the axes
+        viz.picture(figure, "a line going up")
+        return shown
+
+    assert ticks(6.0) == ["0.1", "0.2", "0.5", "1", "2", "5"]
+    assert ticks(3e12) == ["$10^{11}$", "$10^{12}$"]

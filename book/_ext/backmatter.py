@@ -18,6 +18,7 @@ import math
 import pkgutil
 import re
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import yaml
@@ -27,6 +28,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "minimind_core"
 UNSET_OWNER = "/OWNER/"
 LINKED = {"function", "class", "exception", "method", "data"}
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -55,6 +57,18 @@ def usage_is_code(
         marked.append(line)
         before = line if line.strip() else before
     lines[:] = marked
+
+
+def no_signature_of_others(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, *said: Any
+) -> tuple[str, None] | None:
+    """Leave out how to call what is only another name, as of a `dict`.
+
+    Its arguments are Python's, or another library's, and not told here.
+    """
+    home = getattr(obj, "__module__", "")
+    other = isinstance(obj, GenericAlias) or not home.startswith(PACKAGE)
+    return ("", None) if what in ("class", "data") and other else None
 
 
 def find(objects: dict[str, Any], target: str) -> str | None:
@@ -202,7 +216,7 @@ class ReadingTime(SphinxRole):
         source = ROOT / "book" / f"{self.text}.ipynb"
         self.env.note_dependency(str(source))
         minutes = minutes_to_read(json.loads(source.read_text("utf8")))
-        told = f"{minutes} minutes"
+        told = f"about {max(5, 5 * round(minutes / 5))} minutes"
         return [nodes.inline(told, told, classes=["reading-time"])], []
 
 
@@ -231,6 +245,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # before numpydoc adds its own names to these
     app.connect("config-inited", name_types, priority=400)
     app.connect("autodoc-process-docstring", usage_is_code, priority=900)
+    app.connect("autodoc-process-signature", no_signature_of_others)
     app.connect("missing-reference", link_or_code)
     app.connect("html-collect-pages", only_what_has_source, priority=400)
     app.connect("doctree-resolved", link_arxiv)

@@ -52,7 +52,7 @@ WIDGET_VIEW = re.compile(
 
 TEST_NAME = re.compile(
     r'<code class="mm-test">(?P<file>tests/\w+\.py)::<wbr>'
-    r"(?P<name>\w+)</code>"
+    r"(?P<name>(?:\w|<wbr>)+)</code>"
 )
 
 
@@ -97,6 +97,8 @@ def local_page(
     body = body.replace(
         '<summary aria-label="Toggle hidden content">', "<summary>"
     )
+    # The space before an exercise's name is no part of the link to it.
+    body = re.sub(r"(Solution to)(<a [^>]*>) ", r"\1 \2", body)
     body = with_sizes(body, app)
     context["body"] = body
     context["metatags"] = context.get("metatags", "") + social(
@@ -132,7 +134,7 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
 
     def link(match: re.Match[str]) -> str:
         lines = (ROOT / match["file"]).read_text("utf8").splitlines()
-        start = f"def {match['name']}("
+        start = f"def {match['name'].replace('<wbr>', '')}("
         number = [line.startswith(start) for line in lines].index(True) + 1
         to = f"{address}/blob/{branch}/{match['file']}#L{number}"
         return f'<a href="{to}">{match[0]}</a>'

@@ -13,6 +13,7 @@ from minimind_core.viz.figures import (
     FAINT,
     INK,
     PAPER,
+    SMALL,
     WIDTH,
     as_html,
     style,
@@ -70,7 +71,8 @@ def _card(exhibit: Any, found: Any) -> str:
     came = _when(exhibit.came, exhibit.came_url)
     gone = _when(exhibit.gone, exhibit.gone_url)
     life = f"{came} to {gone}" if gone else f"since {came}"
-    test = exhibit.test.replace("::", "::<wbr>")
+    path, _, name = exhibit.test.partition("::")
+    test = f"{path}::<wbr>" + name.replace("_", "_<wbr>")
     file, _, line = exhibit.place.partition(":")
     lines = f"lines {line}" if "-" in line else f"line {line}"
     keys = {
@@ -174,13 +176,13 @@ def plot_lifelines(exhibits: Sequence[Any], until: str) -> Figure:
     kinds = list(every)
     rows = len(exhibits) + 1.2 * len(kinds)
     with style():
-        figure, axes = plt.subplots(figsize=(WIDTH, 0.24 * rows + 0.6))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.26 * rows + 0.6))
     y, names, places = 0.0, [], []
     left, right = day(min(e.came for e in exhibits)), day(until)
     last = max(right, *(day(e.gone) for e in exhibits if e.gone))
     for kind in kinds:
         some = [e for e in exhibits if e.kind is kind]
-        axes.text(left, y, f"costs {kind.label}", va="center", fontsize=10,
+        axes.text(left, y, f"costs {kind.label}", va="center", fontsize=11,
                   weight="bold")  # fmt: skip
         y += 1
         for exhibit in sorted(some, key=lambda e: e.came):
@@ -197,13 +199,13 @@ def plot_lifelines(exhibits: Sequence[Any], until: str) -> Figure:
             places.append(y)
             y += 1
         y += 0.4
-    axes.set_yticks(places, names, fontsize=9)
+    axes.set_yticks(places, names, fontsize=SMALL)
     axes.set(ylim=(y - 0.6, -0.8), xlim=(left - 12, last + 20))
     axes.xaxis.set_major_locator(MonthLocator((1, 7)))
     axes.xaxis.set_major_formatter(DateFormatter("%Y-%m"))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)
-    axes.tick_params(axis="x", labelsize=9)
+    axes.tick_params(axis="x", labelsize=SMALL)
     axes.tick_params(axis="y", length=0)
     return figure

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from minimind_core.floats import FORMATS, FloatFormat
@@ -15,6 +16,7 @@ from minimind_core.run import Record, column
 
 if TYPE_CHECKING:
     from IPython.display import HTML
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each
@@ -47,6 +49,8 @@ def style() -> Iterator[None]:
         "axes.titlesize": 13, "axes.titlelocation": "left",
         "lines.linewidth": 2.0, "legend.frameon": False,
         "figure.dpi": 100, "figure.constrained_layout.use": True,
+        "figure.constrained_layout.h_pad": 0.09,
+        "figure.constrained_layout.w_pad": 0.09,
     }  # fmt: skip
     with plt.rc_context(settings):
         yield
@@ -297,6 +301,33 @@ def plot_bars(
     return figure
 
 
+def _plain_ticks(axis: Axis) -> None:
+    """Name the ticks of a logarithmic axis by numbers that one reads at once.
+
+    0.2, 0.5 and 1,000 rather than powers of ten, unless these are too large
+    or too small for that.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def plain(low: float, high: float) -> bool:
+        return low >= 5e-4 and high <= 2e5
+
+    class Ticks(LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            few = plain(vmin, vmax) and vmax < 200 * vmin
+            self.set_params(subs=(1, 2, 5) if few else (1,))
+            return super().tick_values(vmin, vmax)
+
+    def name(value: float, _: Any) -> str:
+        if plain(*axis.get_view_interval()):
+            return f"{value:,g}"
+        return f"$10^{{{round(math.log10(value))}}}$"
+
+    axis.set_major_locator(Ticks())
+    axis.set_major_formatter(FuncFormatter(name))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def plot_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -339,34 +370,22 @@ def plot_lines(
         )  # fmt: skip
     for name, value in (level or {}).items():
         axes.axhline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
-        left = _gap(lines, 0, value, logy) > 4 * _gap(lines, -1, value, logy)
-        edge = [xs[0 if left else -1] for xs, _ in lines.values()]
+        # Beside the axes, where no curve can run through it.
         axes.annotate(
-            name, (min(edge) if left else max(edge), value),
-            ha="left" if left else "right", va="bottom", fontsize=SMALL,
-            xytext=(0, 2), textcoords="offset points",
+            fill(name, 10), (1, value), xycoords=axes.get_yaxis_transform(),
+            ha="left", va="center", fontsize=SMALL, xytext=(4, 0),
+            textcoords="offset points", annotation_clip=False,
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if logx:
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     if logy:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     if legend and len(lines) > 1:
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=SMALL)
     return figure
-
-
-def _gap(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    end: int,
-    value: float,
-    log: bool,
-) -> float:
-    """How near a level is to the nearest curve, at one end of the curves."""
-    ends = [float(ys[end]) for _, ys in lines.values()]
-    if log:
-        return min(abs(math.log(max(y, 1e-30) / value)) for y in ends)
-    return min(abs(y - value) for y in ends)
 
 
 def plot_map(
@@ -406,18 +425,21 @@ def plot_map(
     image = axes.imshow(matrix, cmap="Blues", vmin=low, vmax=top,
                         aspect="auto")  # fmt: skip
     axes.grid(False)
+    size = SMALL if max(map(len, (rows or "", columns or ""))) < 13 else 9
     if columns is not None:
         long = max(map(len, columns)) > 4 and len(columns) > 8
-        axes.set_xticks(range(len(columns)), columns, fontsize=9,
+        names = [fill(name, 48 // len(columns)) if len(columns) < 5 else name
+                 for name in columns]  # fmt: skip
+        axes.set_xticks(range(len(columns)), names, fontsize=size,
                         rotation=90 if long else 0)  # fmt: skip
     if rows is not None:
-        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        axes.set_yticks(range(len(rows)), rows, fontsize=size)
     if numbers:
         for (row, column_), share in _shares(matrix, image):
             value = float(matrix[row][column_])
             text = f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
             axes.text(column_, row, text, ha="center", va="center",
-                      fontsize=9, color=PAPER if share > 0.55 else INK)
+                      fontsize=size, color=PAPER if share > 0.55 else INK)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if label:
         figure.colorbar(image, ax=axes, label=label, pad=0.01)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from minimind_core.viz.figures import COLOURS, INK, PAPER, new_figure
+from minimind_core.viz.figures import (
+    COLOURS,
+    INK,
+    PAPER,
+    SMALL,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,19 +51,21 @@ def plot_shares(
         axes.barh(
             range(len(bars)), [bar.get(part, 0.0) for bar in bars.values()],
             0.62, left=before, color=COLOURS[number], edgecolor=PAPER,
-            hatch=_HATCHES[number], label=part,
+            lw=0.5, hatch=_HATCHES[number], label=part,
         )  # fmt: skip
     for name, value in (limits or {}).items():
         axes.axvline(value, color=INK, ls=(0, (1, 2)), lw=1.3)
         axes.annotate(
-            name, (value, 1), xycoords=("data", "axes fraction"), fontsize=9,
-            xytext=(-2, -2), textcoords="offset points", rotation=90,
-            ha="right", va="top",
+            name, (value, 1), xycoords=("data", "axes fraction"),
+            fontsize=SMALL, xytext=(-2, -2), textcoords="offset points",
+            rotation=90, ha="right", va="top",
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), list(bars))
     axes.set_ylim(len(bars) - 0.5, -1.3 if limits else -0.6)
     axes.set_xlim(0, top)
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(parts), fontsize=9)
+    figure.legend(
+        loc="outside upper center", ncols=len(parts), fontsize=SMALL
+    )
     return figure

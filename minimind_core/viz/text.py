@@ -115,7 +115,7 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
     """
     rows = [
         f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
-        f'<td style="text-align:right">'
+        f'<td {_NUMBER}>'
         f"{(Path(folder) / name).stat().st_size / 1000:,.1f} kB</td>"
         f"<td {_CELL}>{html.escape(text)}</td></tr>"
         for name, text in about.items()
