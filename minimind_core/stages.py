@@ -16,19 +16,10 @@ import argparse
 import ast
 import contextlib
 import hashlib
-import io
-import multiprocessing
 import os
 import shutil
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import (
-    CancelledError,
-    ProcessPoolExecutor,
-    as_completed,
-)
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -231,7 +222,7 @@ def _forget_old(base: Path, newest: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make every stage and every study of the book, or clear the cache."""
-    from minimind_core.studies import get_study, studies
+    from minimind_core.studies import get_studies, studies
 
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.stages", description=__doc__,
@@ -251,65 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(f"what is made is kept in {cache_folder()}", flush=True)
     get_stage(STAGES[-1])
-    _make_studies(get_study, list(studies()), options.jobs)
+    get_studies(*studies(), jobs=options.jobs)
     print("ready")
-
-
-def _make_studies(
-    make: Callable[[str], object], names: list[str], jobs: int
-) -> None:
-    """Make studies, each in a process of its own, a few at a time.
-
-    Raises
-    ------
-    SystemExit
-        If one fails; those that are under way are finished first.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # see `make`
-    failed: list[str] = []
-    with ProcessPoolExecutor(
-        max(1, min(jobs, len(names))),
-        mp_context=multiprocessing.get_context("spawn"),
-    ) as pool:
-        running = {pool.submit(_timed, make, name): name for name in names}
-        for number, future in enumerate(as_completed(running), start=1):
-            name = running[future]
-            try:
-                told = f"{future.result():.0f} s"
-            except CancelledError:
-                continue
-            except Exception:
-                failed.append(name)
-                told = f"failed\n{traceback.format_exc()}"
-                for other in running:
-                    other.cancel()
-            print(f"study {number}/{len(names)} {name}: {told}", flush=True)
-    if failed:
-        sys.exit(f"these studies failed: {', '.join(failed)}")
-
-
-def _timed(make: Callable[[str], object], name: str) -> float:
-    """Make one study; how many seconds it took."""
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(_Lines(name)):
-        make(name)
-    return time.perf_counter() - start
-
-
-class _Lines(io.TextIOBase):
-    """Whole lines that say whose they are: two write at a time."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.out, self.begun = name, sys.stdout, ""
-
-    def write(self, text: str) -> int:
-        """Pass on what is a whole line by now, and not a bar's in between."""
-        *lines, self.begun = (self.begun + text).split("\n")
-        for line in lines:
-            said = line.rstrip("\r").rpartition("\r")[2].strip()
-            if said:
-                print(f"  {self.name}: {said}", file=self.out, flush=True)
-        return len(text)
 
 
 if __name__ == "__main__":

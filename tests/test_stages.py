@@ -159,5 +159,5 @@ def test_studies_are_made_two_at_a_time(tmp_path, jobs):
     else:
         assert done.returncode != 0
         assert "ZeroDivisionError" in said and "return 1 / 0" in said
-        assert "these studies failed: " in done.stderr
+        assert "in the study 'left'" in done.stderr
         assert "ready" not in said
