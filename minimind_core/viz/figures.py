@@ -97,7 +97,7 @@ def picture(figure: Figure, alt: str) -> str:
     small = image.quantize(48, dither=Image.Dither.NONE)
     out = io.BytesIO()
     small.convert("RGB").save(
-        out, "WEBP", lossless=True, quality=100, method=6
+        out, "WEBP", lossless=True, quality=100, method=4
     )
     data = base64.b64encode(out.getvalue()).decode()
     wide, high = (round(side / SHARP) for side in image.size)
