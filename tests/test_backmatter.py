@@ -236,6 +236,28 @@ def backmatter():
     return module
 
 
+@pytest.mark.parametrize(
+    ("tex", "plain"),
+    [
+        (r"\frac{\alpha}{r} BA", "α/r BA"),
+        (r"\alpha / \sqrt{r}", "α/√r"),
+        (r"6 \cdot 10^{-8}", "6 · 10⁻⁸"),
+        (r"-\ln p", "−ln p"),
+        ("k", "k"),
+    ],
+)
+def test_a_formula_in_plain_text(backmatter, tex, plain):
+    assert backmatter.plain_math(tex) == plain
+
+
+def test_no_formula_of_the_glossary_is_left_with_its_commands(backmatter):
+    formulas = re.findall(r"\$([^$]+)\$", TEXT["book/glossary"])
+    assert len(formulas) > 10
+    left = [one for one in map(backmatter.plain_math, formulas)
+            if re.search(r"[\\{}^_]", one)]  # fmt: skip
+    assert left == []
+
+
 def test_the_citation_is_that_of_the_file(backmatter):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
     citation["repository-code"] = "https://github.com/OWNER/minimind-core"

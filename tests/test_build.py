@@ -333,7 +333,7 @@ def test_a_page_says_when_it_was_last_changed(small_book):
     for command in (
         ["init", "--quiet"],
         ["add", "book/one.ipynb"],
-        ["commit", "--quiet", "--message", "One"],
+        ["commit", "--quiet", "--message", "One <page>"],
     ):
         subprocess.run(
             [*git, *command],
@@ -345,11 +345,64 @@ def test_a_page_says_when_it_was_last_changed(small_book):
     shutil.rmtree(small_book / ".git")
     assert done.returncode == 0, done.stdout + done.stderr
     html = small_book / "_build" / "html" / "book"
-    assert "Last updated on 2020-02-03" in (html / "one.html").read_text()
+    page = (html / "one.html").read_text()
+    assert "Last updated on 2020-02-03" in page
+    listed = re.findall(r"<li>(.*?)</li>", page[page.index("page-changes") :])
+    assert len(listed) == 1  # and no link, as there is no address
+    assert re.fullmatch(
+        r"2020-02-03 <code>[0-9a-f]{7,}</code> One &lt;page&gt;", listed[0]
+    )
+    assert "page-changes" not in (html / "index.html").read_text()
     other = re.search(
         r"Last updated on (\S+)\.", (html / "index.html").read_text()
     )
     assert other is not None and other[1] != "2020-02-03"
+
+
+def test_changes_lead_to_their_commits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    hooks = extension("minimind_book")
+    found = [("abc1234", "2020-02-03", "Less & more")]
+    known = {"repository_url": "https://github.com/me/book",
+             "repository_branch": "dev"}  # fmt: skip
+    told = hooks.list_of_changes(found, known, "book/one.ipynb")
+    for part in (
+        '<a href="https://github.com/me/book/commit/abc1234">',
+        '<a href="https://github.com/me/book/commits/dev/book/one.ipynb">',
+        "Less &amp; more",
+    ):
+        assert part in told
+    unset = {"repository_url": "https://github.com/OWNER/book"}
+    assert "href" not in hooks.list_of_changes(found, unset, "book/one.md")
+
+
+def test_a_term_says_what_it_means_and_says_it_anew(small_book):
+    """A change of the glossary reaches the pages that link to it."""
+    source = small_book / "book" / "one.ipynb"
+    source.write_text(notebook("# One\n\nA {term}`loss`.", COUNT))
+    toc = small_book / "_toc.yml"
+    before = toc.read_text()
+    toc.write_text(
+        before.replace("book/one\n", 'book/one\n  title: "7. One"\n')
+        + "- file: book/glossary\n"
+    )
+    glossary = small_book / "book" / "glossary.md"
+    page = small_book / "_build" / "html" / "book" / "one.html"
+    for meaning in ("What $-\\ln p$ is.", "Another thing."):
+        glossary.write_text(
+            "# Glossary\n\n```{glossary}\nloss\n"
+            f"    {meaning}\n    [There](one.ipynb)\n```\n"
+        )
+        done = build(small_book)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said = meaning.replace("$-\\ln p$", "−ln p")
+        assert f'title="{said}"><span class="xref std std-term">' in (
+            page.read_text("utf8")
+        )
+    text = page.read_text("utf8")
+    assert re.search(r'"chapter-number">Chapter 7</p>\s*<h1>One', text)
+    toc.write_text(before)
+    glossary.unlink()
 
 
 def test_links_to_the_repository_wait_for_its_address(small_book):

@@ -445,6 +445,103 @@ def test_cards_are_sorted_in_place(site, visit):
     assert not still.get_by_label("Sort by").is_visible()
 
 
+# --- reading ----------------------------------------------------------------
+
+TOLD = "article a[data-says]"
+BOX = "#mm-preview"
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_term_or_a_citation_says_what_it_is(name, size, site, visit):
+    """To who points at it, and to who gets there by keys."""
+    page = visit((site / name).as_uri(), size=size)
+    box = page.locator(BOX)
+    for kind in (":has(> .std-term)", ".internal:not(:has(.std-term))"):
+        link = page.locator(TOLD + kind).first
+        if not link.count():  # a chapter need not cite
+            continue
+        link.scroll_into_view_if_needed()
+        said = link.get_attribute("data-says")
+        assert len(said.split()) >= 4 and "\\" not in said
+        assert not box.is_visible()
+
+        link.hover()
+        box.wait_for(state="visible")
+        assert box.inner_text() == said
+        assert link.get_attribute("aria-describedby") == "mm-preview"
+        where, around = box.bounding_box(), page.viewport_size
+        assert where["x"] >= 0 and where["y"] >= 0
+        assert where["x"] + where["width"] <= around["width"]
+        assert where["y"] + where["height"] <= around["height"]
+        box.hover()  # it stays while one reads it
+        page.wait_for_timeout(400)
+        assert box.is_visible()
+        page.keyboard.press("Escape")
+        assert not box.is_visible()
+        page.mouse.move(0, 0)
+
+        page.keyboard.press("Tab")  # from now on it is keys that move
+        link.focus()
+        assert box.is_visible() and box.inner_text() == said
+        link.evaluate("link => link.blur()")
+        assert not box.is_visible()
+        assert link.get_attribute("aria-describedby") is None
+    assert page.locator(TOLD).count() or name == "book/museum.html"
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_finger_follows_a_term(name, server, visit):
+    page = visit(f"{server}/{name}", size=PHONE, has_touch=True)
+    term = page.locator(f"{TOLD}:has(> .std-term)").first
+    if not term.count():
+        return
+    term.tap()
+    page.wait_for_url(re.compile(r"/glossary\.html#term-"))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_without_scripts_the_browser_says_it(name, site):
+    links = re.findall(
+        r"<a ([^>]*)><span class=\"xref std std-term\">",
+        (site / name).read_text("utf8"),
+    )
+    assert links or name == "book/museum.html"
+    assert [one for one in links if ' title="' not in one] == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_code_fits_its_column_and_lines_end_in_time(name, server, visit):
+    """78 characters of code; and of text about 80, on any wide screen."""
+    page = visit(f"{server}/{name}")
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll(
+                "article .cell_input pre, article .output pre")]
+            .filter(pre => pre.scrollWidth > pre.clientWidth && Math.max(
+                ...pre.textContent.split("\\n").map(l => l.length)) <= 78)
+            .map(pre => pre.textContent.slice(0, 80))"""
+    )
+    assert cut == []
+    page.set_viewport_size({"width": 2560, "height": 1440})
+    widest = page.evaluate(
+        """() => Math.max(...[
+            ...document.querySelectorAll("article section > p:not([class])")
+        ].map(p => p.clientWidth / parseFloat(getComputedStyle(p).fontSize)))
+        """
+    )
+    # In em; at 40 half of the lines of chapter 3 have 81 characters or more.
+    assert 30 < widest < 40
+
+
+def test_a_chapter_says_its_number_in_view_of_a_phone(server, visit):
+    page = visit(f"{server}/{CHAPTERS[0]}", size=PHONE)
+    said = page.locator(".chapter-number")
+    assert said.inner_text() == "Chapter 1"
+    title = page.locator("article h1").bounding_box()
+    assert 0 < said.bounding_box()["y"] < title["y"] < PHONE["height"]
+
+
 # Every shift of what is already shown, from the first paint on.
 SHIFTS = """
     window.shifted = 0;
@@ -492,6 +589,7 @@ def test_a_page_can_be_printed(name, site, visit):
     for part in (
         ".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article",
         ".prev-next-footer", ".widget-play", ".noUi-target", ".copybtn",
+        ".page-changes",
     ):  # fmt: skip
         shown = page.locator(part).filter(visible=True)
         assert shown.count() == 0, part
@@ -525,7 +623,13 @@ def test_a_chapter_can_be_taken_away_and_left(name, site):
     assert any(link.endswith(f"{stem}.ipynb") for link in page.links)
     text = (site / name).read_text("utf8")
     assert 'class="right-next"' in text or name == READ[-1]
-    assert re.search(r"Last updated on 20\d\d-\d\d-\d\d", text)
+    said = re.search(r"Last updated on (20\d\d-\d\d-\d\d)", text)
+    listed = re.findall(
+        r"<li>(20\d\d-\d\d-\d\d) .+?</li>",
+        text[text.index('class="page-changes"') :],
+    )
+    assert said is not None and listed[0] == said[1]
+    assert listed == sorted(listed, reverse=True) and len(listed) <= 5
 
 
 def test_the_address_itself_leads_to_the_front_page(server, browser):

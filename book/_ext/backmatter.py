@@ -7,6 +7,7 @@
 2. How to cite the book is taken from `CITATION.cff`.
 3. How long a chapter takes to read is counted.
 4. What was cited by its number on arXiv can be followed.
+5. A term says what it means to whoever points at it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import math
 import pkgutil
 import re
+from functools import lru_cache
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -24,11 +26,13 @@ from typing import Any
 import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "minimind_core"
+GLOSSARY = ROOT / "book" / "glossary.md"
 UNSET_OWNER = "/OWNER/"
 LINKED = {"function", "class", "exception", "method", "data"}
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -241,6 +245,91 @@ def link_arxiv(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             text.parent.replace(text, parts)
 
 
+# --- 5. What a term means ---------------------------------------------------
+
+# Mathematics of the glossary, for a place where there is only plain text.
+PLAIN = [
+    (r"\\frac\{(.+?)\}\{(.+?)\}", r"\1/\2"),
+    (r"\\sqrt\{(.+?)\}", r"√\1"),
+    (r"\\alpha", "α"),
+    (r"\\theta", "θ"),
+    (r"\\ln ", "ln "),
+    (r"\\cdot", "·"),
+    (r"\^\{(.+?)\}", lambda m: m[1].translate(RAISED)),
+    ("-(?=ln)", "−"),
+    (r" */ *", "/"),
+]
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plain_math(tex: str) -> str:
+    """A short formula without its commands, as in `α/r`."""
+    for pattern, plain in PLAIN:
+        tex = re.sub(pattern, plain, tex)
+    return tex
+
+
+def meaning(definition: nodes.Element) -> str:
+    """A definition in plain text, without the link to its chapter at the end.
+
+    Only its first paragraph, which is all that the glossary has.
+    """
+    paragraph = next(definition.findall(nodes.paragraph)).deepcopy()
+    last = paragraph.children[-1]
+    if isinstance(last, pending_xref | nodes.reference):
+        paragraph.remove(last)
+    for formula in list(paragraph.findall(nodes.math)):
+        plain = nodes.Text(plain_math(formula.astext()))
+        formula.parent.replace(formula, plain)
+    return " ".join(paragraph.astext().split())
+
+
+@lru_cache(maxsize=1)
+def meanings(env: Any) -> dict[str, str]:
+    """What each term of the glossary means, by the term's anchor."""
+    terms = env.domaindata["std"]["objects"]
+    pages = {page for (kind, _), (page, _) in terms.items() if kind == "term"}
+    found: dict[str, str] = {}
+    for page in sorted(pages):
+        for item in env.get_doctree(page).findall(nodes.definition_list_item):
+            said = next(item.findall(nodes.definition), None)
+            if said is None or not any(said.findall(nodes.paragraph)):
+                continue
+            for term in item.findall(nodes.term):
+                found |= dict.fromkeys(term["ids"], meaning(said))
+    return found
+
+
+def depend_on_glossary(app: Sphinx, doctree: nodes.document) -> None:
+    """Have a page with terms made again when the glossary changes."""
+    if any(
+        link["reftype"] == "term" for link in doctree.findall(pending_xref)
+    ):
+        app.env.note_dependency(str(GLOSSARY))
+
+
+def say_what_terms_mean(
+    app: Sphinx, doctree: nodes.document, docname: str
+) -> None:
+    """Give each link to a term the term's meaning as its title.
+
+    book.js shows it, also to those who go from link to link by keys; where
+    scripts are off, the browser shows titles by itself.
+    """
+    links = [
+        word.parent
+        for word in doctree.findall(nodes.inline)
+        if "std-term" in word["classes"]
+        and isinstance(word.parent, nodes.reference)
+    ]
+    known = meanings(app.env) if links else {}
+    for link in links:
+        address = link.get("refid") or link.get("refuri", "")
+        anchor = address.rpartition("#")[2]
+        if anchor in known:
+            link["reftitle"] = known[anchor]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     # before numpydoc adds its own names to these
     app.connect("config-inited", name_types, priority=400)
@@ -249,6 +338,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", link_or_code)
     app.connect("html-collect-pages", only_what_has_source, priority=400)
     app.connect("doctree-resolved", link_arxiv)
+    app.connect("doctree-read", depend_on_glossary)
+    app.connect("doctree-resolved", say_what_terms_mean)
     app.add_directive("submodules", Submodules)
     app.add_directive("how-to-cite", HowToCite)
     app.add_role("reading", ReadingTime())

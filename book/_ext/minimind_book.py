@@ -50,6 +50,8 @@ WIDGET_VIEW = re.compile(
     re.DOTALL,
 )
 
+SHOWN_CHANGES = 5
+
 TEST_NAME = re.compile(
     r'<code class="mm-test">(?P<file>tests/\w+\.py)::<wbr>'
     r"(?P<name>(?:\w|<wbr>)+)</code>"
@@ -100,13 +102,17 @@ def local_page(
     # The space before an exercise's name is no part of the link to it.
     body = re.sub(r"(Solution to)(<a [^>]*>) ", r"\1 \2", body)
     body = with_sizes(body, app)
-    context["body"] = body
+    body = with_chapter_number(body, app, pagename)
     context["metatags"] = context.get("metatags", "") + social(
         app, pagename, context.get("title", ""), doctree
     )
     context["metatags"] += FONTS_FIRST % ("../" * pagename.count("/"))
-    if changed := last_change(app, pagename):
-        context["last_updated"] = changed
+    if found := changes(app, pagename):
+        context["last_updated"] = found[0][1]
+        path = Path(app.env.doc2path(pagename)).relative_to(app.srcdir)
+        body += list_of_changes(
+            found, app.config.html_theme_options, path.as_posix()
+        )
     states = [
         json.loads(script.attributes["body"])["state"]
         for script in context["script_files"]
@@ -114,7 +120,8 @@ def local_page(
         in getattr(script, "attributes", {}).get("type", "")
     ]
     if states:
-        context["body"] = with_first_frames(body, states[0])
+        body = with_first_frames(body, states[0])
+    context["body"] = body
 
 
 def with_card_links(body: str, options: dict[str, Any]) -> str:
@@ -180,22 +187,69 @@ def with_sizes(body: str, app: Sphinx) -> str:
     return IMAGE.sub(add, body)
 
 
-def last_change(app: Sphinx, page: str) -> str:
-    """The day of the last commit to a page; empty if git knows none.
+def changes(app: Sphinx, page: str) -> list[tuple[str, str, str]]:
+    """The last commits to a page: each one's name, day and first line.
 
-    Sphinx itself would say on which day the book was built.
+    Empty if git knows none. Sphinx itself would say on which day the book
+    was built.
     """
     if page not in app.env.found_docs or shutil.which("git") is None:
-        return ""
+        return []
     path = Path(app.env.doc2path(page))
+    log = ["git", "log", "--no-merges", f"-{SHOWN_CHANGES}"]
     done = subprocess.run(
-        ["git", "log", "-1", "--format=%cs", "--", path.name],
+        [*log, "--format=%h%x09%cs%x09%s", "--", path.name],
         cwd=path.parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return done.stdout.strip() if done.returncode == 0 else ""
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    found = []
+    for line in lines:
+        name, day, said = line.split("\t", 2)
+        found.append((name, day, said))
+    return found
+
+
+def list_of_changes(
+    found: list[tuple[str, str, str]], options: dict[str, Any], source: str
+) -> str:
+    """What was changed on a page, folded; the names lead to the commits.
+
+    They do once the repository has an address, and so does the rest of the
+    history.
+    """
+    address = options.get("repository_url", "")
+    known = address and UNSET_OWNER not in address
+    lines = []
+    for name, day, said in found:
+        commit = f"<code>{name}</code>"
+        if known:
+            commit = f'<a href="{address}/commit/{name}">{commit}</a>'
+        lines.append(f"<li>{day} {commit} {html.escape(said)}</li>")
+    if known:
+        branch = options.get("repository_branch") or "main"
+        history = f"{address}/commits/{branch}/{source}"
+        lines.append(f'<li><a href="{history}">all changes</a></li>')
+    return (
+        '<details class="page-changes"><summary>Changes to this page'
+        f"</summary><ul>{''.join(lines)}</ul></details>"
+    )
+
+
+def with_chapter_number(body: str, app: Sphinx, page: str) -> str:
+    """Say above a chapter's title which one it is.
+
+    On a phone the list of pages, which says it too, is out of sight.
+    """
+    contents = app.config.external_site_map  # of _toc.yml
+    title = contents[page].title if page in contents else None
+    number = re.match(r"(\d+)\. ", title or "")
+    if number is None:
+        return body
+    said = f'<p class="chapter-number">Chapter {number[1]}</p>'
+    return body.replace("<h1>", f"{said}\n<h1>", 1)
 
 
 def social(app: Sphinx, page: str, title: str, doctree: Any) -> str:
