@@ -434,6 +434,15 @@ def test_links_to_the_repository_wait_for_its_address(small_book):
         assert link in html, link
 
 
+def test_the_link_to_an_exercise_begins_with_its_name(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    hooks = extension("minimind_book")
+    title = 'Solution to<a href="#x"> Exercise 1</a>'
+    plain = 'Solution to <a href="#x">Exercise 1</a>'
+    assert hooks.with_bare_links(title) == plain
+    assert hooks.with_bare_links(plain) == plain
+
+
 def test_cards_lead_to_pages_and_to_tests(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     hooks = extension("minimind_book")
@@ -441,7 +450,7 @@ def test_cards_lead_to_pages_and_to_tests(monkeypatch):
         '<a class="mm-chapter" href="04_precision.ipynb#exhibit-x">in</a>'
         '<a class="mm-chapter" href="#exhibit-y">below</a>'
         '<code class="mm-test">tests/test_build.py::<wbr>'
-        "test_<wbr>cards_<wbr>lead_<wbr>to_<wbr>pages_<wbr>and_<wbr>to_<wbr>"
+        "test_cards_<wbr>lead_<wbr>to_<wbr>pages_<wbr>and_<wbr>to_<wbr>"
         "tests</code>"
         '<a href="05_pretraining.ipynb">as it is</a>'
     )

@@ -99,8 +99,7 @@ def local_page(
     body = body.replace(
         '<summary aria-label="Toggle hidden content">', "<summary>"
     )
-    # The space before an exercise's name is no part of the link to it.
-    body = re.sub(r"(Solution to)(<a [^>]*>) ", r"\1 \2", body)
+    body = with_bare_links(body)
     body = with_sizes(body, app)
     body = with_chapter_number(body, app, pagename)
     context["metatags"] = context.get("metatags", "") + social(
@@ -147,6 +146,11 @@ def with_card_links(body: str, options: dict[str, Any]) -> str:
         return f'<a href="{to}">{match[0]}</a>'
 
     return TEST_NAME.sub(link, body)
+
+
+def with_bare_links(body: str) -> str:
+    """Keep the space before an exercise's name out of the link to it."""
+    return re.sub(r"(Solution to)(<a [^>]*>) ", r"\1 \2", body)
 
 
 IMAGE = re.compile(r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"]+)")')

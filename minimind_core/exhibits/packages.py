@@ -291,7 +291,8 @@ class Examined:
         found = {"verdict": self.verdict}
         for name in ("missing", "unexpected"):
             if tensors := getattr(self, name):
-                found[name] = f"{len(tensors)} tensors, such as {tensors[0]}"
+                more = f"{len(tensors)} tensors, such as "
+                found[name] = (more if tensors[1:] else "") + tensors[0]
         return {
             **found,
             "largest difference of the logits": f"{self.gap or 0:.2g}",

@@ -71,8 +71,8 @@ def _card(exhibit: Any, found: Any) -> str:
     came = _when(exhibit.came, exhibit.came_url)
     gone = _when(exhibit.gone, exhibit.gone_url)
     life = f"{came} to {gone}" if gone else f"since {came}"
-    path, _, name = exhibit.test.partition("::")
-    test = f"{path}::<wbr>" + name.replace("_", "_<wbr>")
+    path, _, name = exhibit.test.partition("::test_")
+    test = f"{path}::<wbr>test_" + name.replace("_", "_<wbr>")
     file, _, line = exhibit.place.partition(":")
     lines = f"lines {line}" if "-" in line else f"line {line}"
     keys = {

@@ -428,7 +428,7 @@ def plot_map(
     size = SMALL if max(map(len, (rows or "", columns or ""))) < 13 else 9
     if columns is not None:
         long = max(map(len, columns)) > 4 and len(columns) > 8
-        names = [fill(name, 48 // len(columns)) if len(columns) < 5 else name
+        names = [fill(name, 42 // len(columns)) if len(columns) < 5 else name
                  for name in columns]  # fmt: skip
         axes.set_xticks(range(len(columns)), names, fontsize=size,
                         rotation=90 if long else 0)  # fmt: skip
