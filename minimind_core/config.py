@@ -432,11 +432,11 @@ def _tiny() -> Preset:
         ),
         pretrain=pretrain,
         sft=pretrain.replace(
-            steps=600,
+            steps=700,
             seq_len=256,
             replay=0.5,
-            learning_rate=5e-3,
-            muon_learning_rate=2.5e-3,
+            learning_rate=7e-3,
+            muon_learning_rate=3.5e-3,
             sample_every=0,
         ),
         lora=pretrain.replace(
