@@ -16,6 +16,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT
 
@@ -105,6 +106,11 @@ def imports():
         ("def f():\n    import minimind_core.talk", "talk", "viz"),
         ("from minimind_core import exhibits", "exhibits.data", "cli"),
         ("get_study('dtypes')", "studies.dtypes", "studies.adapters"),
+        ("get_studies('dtypes', preset=x)", "studies.dtypes", "viz"),
+        (
+            "get_studies('dtypes', 'scaling')",
+            "studies.scaling", "studies.adapters",
+        ),
         ("from minimind_core.stages import get_stage", "train", "studies"),
     ],
 )
@@ -120,6 +126,8 @@ def test_what_a_notebook_depends_on(imports, code, reached, beyond):
         "import minimind_core",
         "get_study(name)",
         "get_study('a study of tomorrow')",
+        "get_studies('dtypes', 'a study of tomorrow')",
+        "get_studies(*names)",
         "run(['-m', 'minimind_core', 'chat'])",
         "'!minimind chat'",
         "run('minimind chat')",
@@ -127,6 +135,24 @@ def test_what_a_notebook_depends_on(imports, code, reached, beyond):
 )
 def test_what_cannot_be_seen_depends_on_everything(imports, code):
     assert imports.reach(code) == set(imports.files)
+
+
+def test_a_line_that_comes_in_pieces_stays_one_line():
+    """MyST-NB would end it after each piece."""
+    def said(text, name="stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    picture = nbformat.v4.new_output("display_data", {"text/plain": "a"})
+    cell = nbformat.v4.new_code_cell("", outputs=[
+        said("0.1"), said(" -> park\n"), said("!", "stderr"), picture,
+        said("0.6\n"),
+    ])  # fmt: skip
+    text = nbformat.v4.new_markdown_cell("No outputs.")
+    book = nbformat.v4.new_notebook(cells=[text, cell])
+    execution.join_streams(book)
+    told = [output.get("text") for output in book.cells[1].outputs]
+    assert told == ["0.1 -> park\n", "!", None, "0.6\n"]
+    assert "outputs" not in book.cells[0]
 
 
 def test_modules_are_imported_by_name_only_where_this_is_known(imports):

@@ -33,6 +33,7 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "minimind_core"
+ASKING = ("get_study", "get_studies")
 
 # Libraries whose version changes what a notebook prints or draws.
 EXECUTED_WITH = (
@@ -103,12 +104,11 @@ class Imports:
             if isinstance(node, ast.Import):
                 if any(one.name == PACKAGE for one in node.names):
                     return set(self.files)
-            if isinstance(node, ast.Call) and _called(node) == "get_study":
-                asked = node.args[0] if node.args else None
-                name = getattr(asked, "value", None)
-                if name not in self.studies:
+            if isinstance(node, ast.Call) and _called(node) in ASKING:
+                asked = [getattr(one, "value", None) for one in node.args]
+                if not asked or not self.studies.keys() >= set(asked):
                     return set(self.files)
-                found |= self._closure({self.studies[name]})
+                found |= self._closure({self.studies[n] for n in asked})
         return found | self._closure(self._direct(tree, ""))
 
     def _closure(self, start: set[str]) -> set[str]:
@@ -252,6 +252,28 @@ def outdated(
     ]
 
 
+def join_streams(book: Any) -> None:
+    """Join what a cell has printed in pieces, each where it belongs.
+
+    MyST-NB joins pieces too, and ends a line after each: a line that reached
+    us in two pieces would be broken on the page.
+    """
+    for cell in book.cells:
+        joined: list[Any] = []
+        for output in cell.get("outputs", []):
+            last = joined[-1] if joined else {}
+            if (
+                output["output_type"] == "stream"
+                and last.get("output_type") == "stream"
+                and last["name"] == output["name"]
+            ):
+                last["text"] += output["text"]
+            else:
+                joined.append(output)
+        if joined:
+            cell["outputs"] = joined
+
+
 def execute(app: Sphinx, env: Any, names: list[str]) -> None:
     """Execute what is not in the cache, before MyST-NB looks there.
 
@@ -296,6 +318,7 @@ def execute(app: Sphinx, env: Any, names: list[str]) -> None:
         for done in as_completed(running):
             name, path = running[done]
             result = done.result()
+            join_streams(result.nb)
             digest: str | None = env.minimind_digests[name]
             if result.err is None:
                 logger.info("executed %s in %.0f s", name, result.time)
