@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -254,7 +255,7 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().out
     for line in (
         rf"minimind-core {re.escape(__version__)}",
-        rf"torch {re.escape(torch.__version__)}",
+        rf"torch {re.escape(version('torch'))}",
         r"device     cpu: .+",
         r"dtype      float16, gradient scaler on",
         r"because    float16 as asked .*slowly",

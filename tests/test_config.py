@@ -101,7 +101,7 @@ def test_qwen3_defaults_are_used_where_a_file_is_silent():
 
 def test_read_json_names_file_and_line(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text('{\n"a": 1,\n}')
+    path.write_text('{\n"a": 1,\n"b" 2}')
     with pytest.raises(ConfigError, match=r"config\.json, line 3"):
         read_json(path)
     path.write_text("[]")
