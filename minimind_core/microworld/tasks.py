@@ -48,8 +48,8 @@ _WEIGHTS |= {
 }  # fmt: skip
 
 # What a single-turn skill conversation asks: what can be asked about every
-# story, and what every base has mastered, for an adapter cannot answer better
-# than its base does.
+# story, and what every base that was tried has mastered, for an adapter
+# cannot be expected to answer better than its base does.
 _SKILL_KINDS = ("weather", "met", "job", "unknown")
 
 

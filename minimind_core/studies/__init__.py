@@ -104,7 +104,9 @@ def get_studies(
     """The results of several studies; what is missing is computed together.
 
     These models are so small that a second thread gains little. A process
-    for each of two studies, with one thread each, gains more.
+    for each of two studies, with one thread each, gains more. A script must
+    call this below ``if __name__ == "__main__":``, or with ``jobs=1``: the
+    new processes import it.
 
     Parameters
     ----------
