@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from minimind_core.chat import (
-    NoSupervisedTokens,
-    encode_conversation,
+    encode_conversations,
     validate_messages,
 )
 from minimind_core.errors import DataError
@@ -385,17 +384,8 @@ def conversation_encoder(
     """Conversations to ids, with labels on what the assistant says."""
 
     def encode(batch: list[Messages]) -> list[Encoded | None]:
-        rows: list[Encoded | None] = []
-        for messages in batch:
-            try:
-                found = encode_conversation(
-                    tokenizer, messages, max_length=seq_len
-                )
-            except NoSupervisedTokens:
-                rows.append(None)
-            else:
-                rows.append(Encoded(found.input_ids, found.labels))
-        return rows
+        found = encode_conversations(tokenizer, batch, max_length=seq_len)
+        return [one and Encoded(one.input_ids, one.labels) for one in found]
 
     return encode
 
