@@ -34,8 +34,8 @@ from minimind_core.tokenizer import (
     train_tokenizer,
 )
 
-# As upstream's template behaves: every turn has a thought, an empty one where
-# there is none to tell, and a prompt for an answer ends with an empty thought.
+# As upstream's template behaves: every turn has a thought, which is empty if
+# there is none to tell, and the prompt for an answer ends with an empty one.
 THINKING = r"""{%- if tools %}<|im_start|>system
 {% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}
 {%- endif %}Tools:
@@ -134,9 +134,9 @@ MARKED = r"""{%- for message in messages %}
 # place where they begin: they are not to be followed.
 MISMARKED = MARKED.replace(
     "{{- message.content + '<|im_end|>\\n' }}{% endgeneration %}",
-    "{{- 'Well, ' + message.content }}{% endgeneration %}"
+    "{{- 'Well,\\n' + message.content }}{% endgeneration %}"
     "{{- '<|im_end|>\\n' }}",
-).replace("assistant\\n' }}{% endif", "assistant\\nWell, ' }}{% endif")
+).replace("assistant\\n' }}{% endif", "assistant\\nWell,\\n' }}{% endif")
 
 
 def trl_template(name):
