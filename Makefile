@@ -48,13 +48,13 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 env: $(VENV)/.stamp
 
 stages: env
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 
 # What the pages load is fetched first: better to hear at once that there is
 # no network than after the training.
 book: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
 	@echo "or run: make serve"
@@ -69,7 +69,7 @@ test: env lint
 # The links to other sites, which needs the network and is no test of ours.
 links: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . --builder custom --custom-builder linkcheck
 
 # Each notebook alone, as a stranger opens it. With Colab's versions of torch

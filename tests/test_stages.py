@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import minimind_core
-from minimind_core import config, stages
+from minimind_core import config
+from minimind_core.book import stages
+from minimind_core.book.stages import STAGES, cache_folder, get_stage
 from minimind_core.errors import ConfigError
 from minimind_core.run import is_finished
-from minimind_core.stages import STAGES, cache_folder, get_stage
 
 
 def digest_of(monkeypatch, folder):
