@@ -13,10 +13,9 @@ labels begin where a prompt for the answer would end and include the token
 that ends the turn, so that a model is trained on exactly the prompts that it
 will be given.
 
-How the turns of the assistant are found
-----------------------------------------
-A template is a program, and its output does not say which part of it came
-from which message. Two ways of finding out are used here:
+**How the turns of the assistant are found.** A template is a program, and its
+output does not say which part of it came from which message. Two ways of
+finding out are used here:
 
 1. If the template has ``{% generation %}`` marks, they delimit the turns.
    Marks are trusted only if they agree with the second way on a specimen

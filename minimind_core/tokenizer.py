@@ -408,6 +408,8 @@ class Vocabulary:
     ----------
     control : dict of str to int
         See `control_tokens`.
+    pattern : re.Pattern
+        Finds any control token.
     full : tokenizers.Tokenizer
         Reads every added token, as the tokenizer itself does. Its offsets
         count the spaces before a word, which a tokenizer with a

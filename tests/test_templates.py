@@ -549,3 +549,34 @@ def test_a_normaliser_cannot_forge_a_control_token():
     with pytest.raises(DataError, match="normaliser makes the control"):
         encode_conversation(tokenizer, talk(wide, "Mia."))
     assert encode_conversation(tokenizer, talk("Who?", "Mia."))
+
+
+@pytest.mark.slow
+def test_trl_supervises_the_same_tokens(tmp_path):
+    # Its SFTTrainer finds the assistant's tokens by our template's marks.
+    from datasets import Dataset
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = train_tokenizer(SENTENCES, 500)
+    model = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=32, max_position_embeddings=256,
+    ))  # fmt: skip
+    talks = [talk("Who?", "Mia."), talk("Where?", "Here.", "é?", "Yes.")]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(tmp_path), assistant_only_loss=True, max_steps=1,
+            per_device_train_batch_size=2, report_to=[], use_cpu=True,
+            save_strategy="no", bf16=False, disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"messages": t} for t in talks]),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    for row, messages in zip(trainer.train_dataset, talks, strict=True):
+        ids, labels = encode_conversation(tokenizer, messages)
+        assert row["input_ids"] == ids
+        assert row["labels"] == labels
+    assert trainer.train().training_loss > 0
