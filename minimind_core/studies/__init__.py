@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 
+from minimind_core.cache import cache_folder
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json, write_json
-from minimind_core.stages import cache_folder, code_digest, digest, locked
+from minimind_core.stages import code_digest, digest, locked
 
 Study = Callable[[str, bool], Any]
 

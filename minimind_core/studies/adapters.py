@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
 
+from minimind_core.cache import cache_folder
 from minimind_core.checkpoint import load_model
 from minimind_core.config import TrainConfig, get_preset
 from minimind_core.data import (
@@ -45,13 +46,7 @@ from minimind_core.lora import (
 from minimind_core.microworld import MAIN_KINDS, write_story
 from minimind_core.precision import resolve
 from minimind_core.run import is_finished, read_log
-from minimind_core.stages import (
-    cache_folder,
-    code_digest,
-    digest,
-    get_stage,
-    locked,
-)
+from minimind_core.stages import code_digest, digest, get_stage, locked
 from minimind_core.train import Trainer
 
 STEPS = 40
