@@ -21,6 +21,7 @@ dtype to the others, for the same reason.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,6 +49,7 @@ SHAPE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "intermediate_size",
 )  # fmt: skip
+NOTHING_SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 # A step on this many tokens is long enough to be timed and short enough for
 # nobody to wait.
 TOKENS = 1024
@@ -58,7 +60,7 @@ VOCABULARY = 32_768
 # Rounds of one step in each format, and the time after which no other round
 # begins.
 ROUNDS = 5
-SECONDS = 0.4
+SECONDS = 0.3
 
 
 def measure_step(
@@ -124,16 +126,9 @@ def measure_step(
     ):
         torch.manual_seed(0)
         step = _training_step(shape, rows, seq_len, optimizer)
-        best = _best_times({
-            dtype: lambda dtype=dtype: step(
-                Precision("cpu", dtype, False, "a measurement")
-            )
-            for dtype in ("float32", "bfloat16")
-        })  # fmt: skip
-    plural = "s" if rows > 1 else ""
-    return StepTimings(
-        **best, batch=f"{rows} row{plural} of {seq_len} tokens"
-    )
+        best = _best_times(step)
+    batch = f"{rows} row{'s' if rows > 1 else ''} of {seq_len} tokens"
+    return StepTimings(best["float32"], best["bfloat16"], batch)
 
 
 def choose_precision(
@@ -256,15 +251,16 @@ def shape_of(model: nn.Module | ModelConfig) -> ModelConfig | None:
     if isinstance(config, ModelConfig):
         return config
     values = {name: getattr(config, name, None) for name in SHAPE}
-    if not all(type(value) is int for value in values.values()):
+    if None in values.values():
         return None
-    head_dim = getattr(config, "head_dim", None)
-    tied = bool(getattr(config, "tie_word_embeddings", False))
+    values["head_dim"] = getattr(config, "head_dim", None)
+    values["tie_word_embeddings"] = bool(
+        getattr(config, "tie_word_embeddings", False)
+    )
     try:
-        return ModelConfig(
-            **values, head_dim=head_dim, tie_word_embeddings=tied
-        )
-    except ConfigError:  # widths that this model cannot have
+        # No token of a measurement is special, and 0 is in any vocabulary.
+        return ModelConfig.from_dict({**values, **NOTHING_SPECIAL})
+    except ConfigError:  # widths or types that this model cannot have
         return None
 
 
@@ -273,8 +269,8 @@ def _capped(shape: ModelConfig, seq_len: int) -> ModelConfig:
     shape = shape.replace(
         vocab_size=min(shape.vocab_size, VOCABULARY),
         max_position_embeddings=seq_len,
-        pad_token_id=0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        **NOTHING_SPECIAL,
+    )
     layers = shape.num_hidden_layers
     while layers > 1 and shape.num_parameters() > PARAMETERS:
         layers -= 1
@@ -288,14 +284,15 @@ def _rows(batch_size: int, seq_len: int) -> int:
 
 def _training_step(
     shape: ModelConfig, rows: int, seq_len: int, optimizer: str
-) -> Callable[[Precision], None]:
-    """A function that takes one step in a given precision."""
+) -> Callable[[str], None]:
+    """A function that takes one step in a given dtype."""
     model = MiniMind(shape)
     config = TrainConfig(optimizer=optimizer)
     moving = build_optimizer(model, config)
     ids = torch.randint(shape.vocab_size, (rows, seq_len))
 
-    def step(precision: Precision) -> None:
+    def step(dtype: str) -> None:
+        precision = Precision("cpu", dtype, False, "a measurement")
         moving.zero_grad(set_to_none=True)
         with precision.autocast():
             loss: Tensor = model(input_ids=ids, labels=ids).loss
@@ -306,18 +303,18 @@ def _training_step(
     return step
 
 
-def _best_times(steps: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Seconds of the fastest of several turns of each."""
-    best = dict.fromkeys(steps, float("inf"))
+def _best_times(step: Callable[[str], None]) -> dict[str, float]:
+    """Seconds of the fastest step in each dtype, which take turns."""
+    best = {"float32": math.inf, "bfloat16": math.inf}
     clock = _clock()
-    for step in steps.values():
-        step()  # the first one allocates, and is not timed
     begun = time.perf_counter()
+    for dtype in best:
+        step(dtype)  # the first one allocates, and is not timed
     for _ in range(ROUNDS):
-        for name, step in steps.items():
+        for dtype in best:
             started = clock()
-            step()
-            best[name] = min(best[name], clock() - started)
+            step(dtype)
+            best[dtype] = min(best[dtype], clock() - started)
         if time.perf_counter() - begun > SECONDS:
             break
     return best
