@@ -115,7 +115,7 @@ class StepTimings:
 
 def _rate(seconds: float) -> str:
     rate = 1 / seconds
-    return f"{rate:.1f} steps/s" if rate >= 1 else f"{rate:.2g} steps/s"
+    return f"{rate:.3g} steps/s" if rate < 999.5 else f"{rate:,.0f} steps/s"
 
 
 @dataclass(frozen=True)

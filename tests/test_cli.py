@@ -289,7 +289,7 @@ def test_doctor_measures_a_processor_that_has_bfloat16(
     report = system.doctor("cpu")
     assert report.timings == slower
     assert report.precision.dtype == "float32"
-    both = "float32 5.0 steps/s, bfloat16 4.0 steps/s, measured on 8 rows"
+    both = "float32 5 steps/s, bfloat16 4 steps/s, measured on 8 rows"
     assert f"speed      tiny: {both}" in report.text
     assert both in report.precision.reason
     # The speeds are of interest even to those who have chosen.
