@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import minimind_core
 from minimind_core.cache import recall, remember
 from minimind_core.config import ModelConfig, TrainConfig
 from minimind_core.errors import ConfigError
@@ -42,6 +41,7 @@ from minimind_core.precision import (
     detect_device,
     resolve,
 )
+from minimind_core.version import __version__
 
 # What makes the time of a step. The names are the same in `ModelConfig` and
 # in the config of a Hugging Face model.
@@ -217,7 +217,7 @@ def step_timings(
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "minimind_core": minimind_core.__version__,
+        "minimind_core": __version__,
         "model": shape.to_dict(),
         "batch": [_rows(batch_size, seq_len), seq_len],
         "optimizer": optimizer,

@@ -24,8 +24,8 @@ from minimind_core.precision import (
     detect_device,
     resolve,
 )
-from minimind_core.run import package_version
 from minimind_core.threads import ThreadChoice, choose_threads, using_threads
+from minimind_core.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 GIB = 1024**3
@@ -105,7 +105,7 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
     }
     warnings = _warnings()
     lines = [
-        f"minimind-core {package_version()}",
+        f"minimind-core {__version__}",
         "  ".join(f"{name} {number}" for name, number in versions.items()),
         "",
         f"device     {precision.device}: {facts.name}{_memory(facts)}",
