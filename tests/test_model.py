@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from minimind_core.attention import attend, attention_weights
 from minimind_core.config import ModelConfig, get_preset
 from minimind_core.model import (
     IGNORE_INDEX,
@@ -11,7 +12,6 @@ from minimind_core.model import (
     MiniMind,
     RMSNorm,
     RotaryEmbedding,
-    attend,
     rotate,
 )
 
@@ -190,9 +190,7 @@ def test_attention_maps_are_what_attention_computes(model, ids):
     torch.testing.assert_close(maps.sum(-1), torch.ones(3, 3, 6, 40))
     assert float(maps.triu(1).abs().max()) == 0
     q, k, v = (torch.randn(1, heads, 9, 8) for heads in (6, 2, 2))
-    from minimind_core.model import _attention_weights
-
-    by_hand = _attention_weights(q, k, None) @ v.repeat_interleave(3, 1)
+    by_hand = attention_weights(q, k, None) @ v.repeat_interleave(3, 1)
     torch.testing.assert_close(attend(q, k, v, None), by_hand)
 
 
