@@ -431,10 +431,10 @@ def find_documents(document_ids: Tensor, device: torch.device) -> Documents:
     first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     starts = first.flatten().nonzero().squeeze(1)
     offsets = F.pad(starts, (0, 1), value=document_ids.numel())
+    offsets = offsets.to(device, torch.int32, non_blocking=True)
     # The row's length is an upper bound of a document's, and known without
     # asking the GPU; the kernel's result does not depend on it.
-    longest = document_ids.size(1)
-    return Documents(offsets.to(device, torch.int32), longest)
+    return Documents(offsets, longest=document_ids.size(1))
 
 
 def _places(
