@@ -31,3 +31,7 @@ class CheckpointError(MiniMindError):
 
 class OutputError(MiniMindError):
     """A result cannot be written where it was asked to go."""
+
+
+class TrainingError(MiniMindError):
+    """Training cannot go on, because a loss or a gradient is not finite."""
