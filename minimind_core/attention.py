@@ -256,9 +256,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     returns float32 there, and SDPA casts it.
     """
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind):
-        if torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
     return x.dtype
 
 

@@ -252,6 +252,48 @@ def test_paths_are_equal(path, kv_heads, past, time, options, monkeypatch):
                                    rtol=1e-5, atol=5e-6)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("path", "calls"),
+    [
+        ("sdpa", [(2, True)]),
+        ("expanded", [(6, False)]),
+        ("composed", []),
+    ],
+)
+def test_what_pytorch_is_asked_for(path, calls, monkeypatch):
+    seen = []
+    sdpa = F.scaled_dot_product_attention
+
+    def note(q, k, v, **options):
+        assert k.size(1) == v.size(1)
+        seen.append((k.size(1), options["enable_gqa"]))
+        return sdpa(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", note)
+    monkeypatch.setattr(
+        attention, "kernel_for", lambda *args, **more: Kernel(path, "")
+    )
+    attend(*draw(6, 2, 24))
+    assert seen == calls
+
+
+def test_the_choice_is_told_the_situation(monkeypatch):
+    asked = []
+
+    def note(x, head_dim, **situation):
+        asked.append((head_dim, situation))
+        return Kernel("sdpa", "")
+
+    monkeypatch.setattr(attention, "kernel_for", note)
+    q, k, v = draw(6, 2, 24)
+    attend(q, k, v)
+    attend(q, q, q, causal_table(0, 24))
+    assert asked == [
+        (8, {"grouped": True, "masked": False}),
+        (8, {"grouped": False, "masked": True}),
+    ]
+
+
 def test_weights_are_float32_under_autocast():
     q, k, _ = draw(6, 2, 24)
     plain = attention_weights(q, k)
