@@ -134,34 +134,34 @@ def choose_kernel(
     """
     name = facts.name
     if facts.type == "mps":
-        # Metal's kernels have been silently wrong in the very cases used
-        # here: causal in half precision (pytorch#195910), masks that are
-        # shared by the heads (#184180, #182285), grouped heads before 2.11
-        # (#174861). In training, SDPA composes there as well.
+        # Metal's kernels have been silently wrong in the very cases that
+        # occur here: causal attention in half precision (pytorch#195910),
+        # masks shared by the heads (#184180, #182285), grouped heads over a
+        # long cache (#174861). They have no backward pass, so that in
+        # training SDPA composes as well (#179294).
         return Kernel(
             "composed",
-            f"{name}: released versions of Metal's fused attention let "
-            "tokens see the future in half precision or misread masks",
+            f"{name}: PyTorch's fused attention for Metal has let tokens "
+            "see the future and misread masks, so it is not relied on",
         )
     if facts.type == "cpu":
         return Kernel(
             "sdpa", f"{name}: the CPU's kernel takes grouped heads and masks"
         )
-    nvidia = facts.type == "cuda"
-    if nvidia and build is None:
-        build = torch_build()
-    half = dtype in (torch.float16, torch.bfloat16)
-    # FlashAttention wants compute capability 8.0, half precision and no
-    # mask. Above 192 channels some GPUs have its forward pass only.
-    flash = (
-        build is not None
-        and build.flash
-        and half
-        and (facts.capability or (0, 0)) >= (8, 0)
-        and head_dim <= 192
-    )
-    # Called directly it does not pad heads to a multiple of 8, as SDPA does.
-    if packed and flash and build and build.varlen and head_dim % 8 == 0:
+    flash = varlen = False
+    if facts.type == "cuda":
+        build = torch_build() if build is None else build
+        # FlashAttention wants compute capability 8.0, half precision and no
+        # mask. Above 192 channels some GPUs have its forward pass only.
+        flash = (
+            build.flash
+            and dtype in (torch.float16, torch.bfloat16)
+            and (facts.capability or (0, 0)) >= (8, 0)
+            and head_dim <= 192
+        )
+        # SDPA pads heads to a multiple of 8 channels, this function not.
+        varlen = build.varlen and head_dim % 8 == 0
+    if packed and flash and varlen:
         return Kernel(
             "varlen",
             f"{name}: FlashAttention over each document, which skips what "
@@ -174,10 +174,10 @@ def choose_kernel(
             "sdpa", f"{name}: FlashAttention in {_short(dtype)} takes "
             "grouped heads",
         )  # fmt: skip
-    # Memory-efficient attention runs everywhere, with a mask and in float32
-    # too, but until 2.13 it takes grouped heads nowhere (pytorch#191085).
-    # On a T4 the fallback cost 1.6 to 1.8 times the time of generation,
-    # where the copies cost next to nothing (transformers#45776, #48633).
+    # Memory-efficient attention also runs on older GPUs, in float32 and with
+    # a mask, but up to 2.13 it does not take grouped heads (pytorch#191085).
+    # On a T4, generation was 1.6 to 1.8 times faster with copies than in the
+    # fallback that grouped heads led to (transformers#45776, #48633).
     why = "a mask" if flash else f"{_short(dtype)} on this GPU"
     return Kernel(
         "expanded",
@@ -199,7 +199,7 @@ def torch_build() -> TorchBuild:
         varlen = False
     else:
         varlen = "window_size" in inspect.signature(varlen_attn).parameters
-    # AMD's builds have other kernels, which nobody has tried here.
+    # Builds for AMD have other kernels, with rules that were not checked.
     flash = torch.backends.cuda.is_flash_attention_available()
     nvidia = torch.version.hip is None
     return TorchBuild(flash and nvidia, varlen and nvidia)

@@ -485,7 +485,7 @@ class MiniMind(nn.Module):
 
     def _summed_loss(
         self, hidden: Tensor, labels: Tensor, select: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | int]:
         """Cross-entropy of the supervised positions, and their number."""
         hidden = hidden[:, :-1].flatten(0, 1)
         targets = labels[:, 1:].flatten()
@@ -493,13 +493,16 @@ class MiniMind(nn.Module):
         if select:
             kept = supervised.nonzero().squeeze(1)
             hidden, targets = hidden[kept], targets[kept]
+            count: Tensor | int = max(kept.numel(), 1)
+        else:
+            count = supervised.sum().clamp(min=1)
         summed = F.cross_entropy(
             self.lm_head(hidden).float(),
             targets,
             ignore_index=IGNORE_INDEX,
             reduction="sum",
         )
-        return summed, supervised.sum().clamp(min=1)
+        return summed, count
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
