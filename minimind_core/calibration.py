@@ -120,8 +120,7 @@ def measure_step(
     rows = _rows(batch_size, seq_len)
     with (
         torch.random.fork_rng(devices=[]),
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        torch.inference_mode(False),  # gradients on, whatever the caller has
         torch.autocast("cpu", enabled=False),
     ):
         torch.manual_seed(0)
