@@ -48,28 +48,33 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 env: $(VENV)/.stamp
 
 stages: env
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 
 # What the pages load is fetched first: better to hear at once that there is
 # no network than after the training.
 book: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
 	@echo "or run: make serve"
+
+# In CI the tests also measure which lines of the library they reach.
+ifeq ($(CI),true)
+COVERAGE := --cov --cov-report=term
+endif
 
 # A test file, or a notebook, runs on one worker from its first line to its
 # last: hence loadscope.
 test: env lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
-	    tests $(NOTEBOOKS)
+	    $(COVERAGE) tests $(NOTEBOOKS)
 
 # The links to other sites, which needs the network and is no test of ours.
 links: env
 	$(PY) book/_ext/vendor.py
-	$(PY) -m minimind_core.stages --jobs $(WORKERS)
+	$(PY) -m minimind_core.book --jobs $(WORKERS)
 	$(BIN)/jupyter-book build . --builder custom --custom-builder linkcheck
 
 # Each notebook alone, as a stranger opens it. With Colab's versions of torch
@@ -84,6 +89,7 @@ colab-image:
 
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 serve:

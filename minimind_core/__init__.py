@@ -16,12 +16,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from minimind_core.version import __version__
 
 if TYPE_CHECKING:  # the same names, said so that a type checker can see them
+    from .adapters import merge_lora as merge_lora
     from .chat import encode_conversation as encode_conversation
     from .chat import encode_prompt as encode_prompt
-    from .checkpoint import load_model as load_model
     from .checkpoint import save_model as save_model
     from .config import PRESETS as PRESETS
     from .config import ModelConfig as ModelConfig
@@ -33,8 +33,7 @@ if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .export import import_checkpoint as import_checkpoint
     from .generate import generate_tokens as generate_tokens
     from .generate import stream_tokens as stream_tokens
-    from .lora import merge_lora as merge_lora
-    from .lora import train_lora as train_lora
+    from .loading import load_model as load_model
     from .model import KVCache as KVCache
     from .model import MiniMind as MiniMind
     from .precision import Precision as Precision
@@ -43,8 +42,8 @@ if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .recipes import pretrain as pretrain
     from .recipes import run_journey as run_journey
     from .recipes import sft as sft
+    from .recipes import train_lora as train_lora
     from .run import Run as Run
-    from .stages import get_stage as get_stage
     from .system import doctor as doctor
     from .talk import answer as answer
     from .talk import chat_loop as chat_loop
@@ -61,13 +60,12 @@ _HOME = {
     "run_journey": "recipes",
     "export_hf": "export",
     "import_checkpoint": "export",
-    "train_lora": "lora",
-    "merge_lora": "lora",
+    "train_lora": "recipes",
+    "merge_lora": "adapters",
     "answer": "talk",
     "chat_loop": "talk",
     "evaluate": "evaluation",
     "doctor": "system",
-    "get_stage": "stages",
     "MiniMind": "model",
     "KVCache": "model",
     "ModelConfig": "config",
@@ -79,7 +77,7 @@ _HOME = {
     "resolve": "precision",
     "Trainer": "train",
     "Run": "run",
-    "load_model": "checkpoint",
+    "load_model": "loading",
     "save_model": "checkpoint",
     "generate_tokens": "generate",
     "stream_tokens": "generate",

@@ -1,6 +1,6 @@
 """Saving and loading, so that nothing is ever half there or half right.
 
-    from minimind_core.checkpoint import load_model
+    from minimind_core.loading import load_model
     model, tokenizer = load_model("runs/pretrain")
 
 A *run folder* is a Hugging Face model folder (``config.json``,
@@ -34,7 +34,7 @@ from minimind_core.files import (
     writing,
 )
 from minimind_core.model import MiniMind
-from minimind_core.tokenizer import load_tokenizer, save_tokenizer
+from minimind_core.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -247,72 +247,12 @@ def load_weights(
     model.load_state_dict(full, strict=True)
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """The shape of the model in a folder.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder holds no model; an adapter folder is told apart.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    if not (folder / "config.json").exists():
-        if (folder / "adapter_config.json").exists():
-            raise CheckpointError(
-                f"{folder}: a LoRA adapter, not a whole model; make one with "
-                f"`minimind merge {folder} --out ...`"
-            )
-        partial = (folder / CHECKPOINTS).exists()
-        raise CheckpointError(
-            f"{folder}: "
-            + (
-                "this run has not finished; continue it with --resume"
-                if partial
-                else "no config.json, so not a model folder"
-            )
-        )
-    path = folder / "config.json"
-    try:
-        return ModelConfig.from_hf(read_json(path), str(path))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def load_model(
-    folder: str | Path, device: str = "cpu"
-) -> tuple[MiniMind, PreTrainedTokenizerFast]:
-    """Read a run folder or a Hugging Face folder of the same shape.
-
-    Parameters
-    ----------
-    folder : path
-    device : str
-
-    Returns
-    -------
-    model : MiniMind
-        In float32 and evaluation mode.
-    tokenizer : PreTrainedTokenizerFast
-
-    Raises
-    ------
-    CheckpointError
-        If anything is missing, damaged or does not fit.
-    """
-    folder = Path(folder)
-    config = load_config(folder)
-    state = read_weights(folder)
-    model = MiniMind(config)
-    load_weights(model, state, str(folder))
-    tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"only {config.vocab_size}"
-        )
-    return model.to(device).eval(), tokenizer
+def weights_digest(model: MiniMind) -> str:
+    """A short name for exactly these weights, to tell two bases apart."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 # --- checkpoints -----------------------------------------------------------

@@ -76,7 +76,7 @@ def tokenizer(options: Namespace) -> None:
 
 _TRAINING = (
     "data", "steps", "batch_size", "micro_batch_size", "seq_len",
-    "optimizer", "learning_rate", "save_every", "device", "dtype", "seed",
+    "optimizer", "lr", "save_every", "device", "dtype", "seed",
     "resume", "pth",
 )  # fmt: skip
 
@@ -120,10 +120,10 @@ def export(options: Namespace) -> None:
 
 def lora(options: Namespace) -> None:
     """Train a LoRA adapter on an exported model."""
-    from minimind_core.lora import train_lora
+    from minimind_core.recipes import train_lora
 
     names = [n for n in _TRAINING if n in (
-        "data", "steps", "batch_size", "seq_len", "learning_rate",
+        "data", "steps", "batch_size", "seq_len", "lr",
         "save_every", "device", "dtype", "seed", "resume",
     )]  # fmt: skip
     targets = options.targets.split(",")
@@ -138,7 +138,7 @@ def lora(options: Namespace) -> None:
 
 def merge(options: Namespace) -> None:
     """Add an adapter to its base."""
-    from minimind_core.lora import merge_lora
+    from minimind_core.adapters import merge_lora
 
     merge_lora(options.adapter, options.out, base=options.base)
     say(f"wrote {options.out}", f"next: minimind chat {options.out}")
@@ -219,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    from minimind_core import __version__
+    from minimind_core.version import __version__
 
     parser = argparse.ArgumentParser(
         prog="minimind",
@@ -374,7 +374,7 @@ def _training(parser: Parser, preset: str | None) -> None:
         help="rows per forward pass")  # fmt: skip
     add("--seq-len", type=int, metavar="N", help="longest row, in tokens")
     add("--optimizer", choices=OPTIMIZERS)
-    add("--learning-rate", type=float, metavar="X")
+    add("--lr", type=float, metavar="X")
     add("--save-every", type=int, metavar="N",
         help="steps between checkpoints; 0: only the result")  # fmt: skip
     _device(parser)

@@ -191,7 +191,7 @@ class ModelConfig(_Strict):
         return self.intermediate_size
 
     def parameters_by_part(self) -> dict[str, int]:
-        """How many numbers each part of the model learns.
+        """Parameter count by component.
 
         Returns
         -------
@@ -211,7 +211,7 @@ class ModelConfig(_Strict):
         }
 
     def num_parameters(self) -> int:
-        """How many numbers the whole model learns."""
+        """Parameter count of the whole model."""
         return sum(self.parameters_by_part().values())
 
     def to_hf(self) -> dict[str, Any]:
@@ -312,21 +312,24 @@ class TrainConfig(_Strict):
     optimizer : {"muon", "adamw"}
         ``muon`` is the hybrid: Muon for the hidden matrices, AdamW for
         embeddings and norms.
-    learning_rate, muon_learning_rate : float
-        Peak rates of AdamW's and of Muon's parameters.
+    lr : float
+        Peak learning rate of the parameters that AdamW updates.
+    muon_lr_ratio : float
+        Muon's peak learning rate over `lr`, so that a change of `lr`
+        reaches all parameters.
     beta1, beta2 : float
         AdamW's running averages.
     momentum : float
         Muon's.
     weight_decay : float
         On hidden matrices only, never on norms or embeddings.
-    warmup : float
+    warmup_ratio : float
         Share of the steps over which the rate rises from zero.
     schedule : {"linear", "cosine", "constant"}
         What the rate does afterwards: down to zero in a line; down to a
         tenth in a half cosine; nothing.
-    clip : float
-        Largest norm of all gradients together; 0 never clips.
+    max_grad_norm : float
+        The gradients are clipped to this total norm; 0 never clips.
     seed : int
         Of the initial weights and of the data.
     log_every, validate_every, sample_every, save_every : int
@@ -346,15 +349,15 @@ class TrainConfig(_Strict):
     seq_len: int = 128
     packed: bool = False
     optimizer: str = "muon"
-    learning_rate: float = 3e-3
-    muon_learning_rate: float = 7e-3
+    lr: float = 3e-3
+    muon_lr_ratio: float = 2.0
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
     weight_decay: float = 0.1
-    warmup: float = 0.03
+    warmup_ratio: float = 0.03
     schedule: str = "linear"
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     seed: int = 0
     log_every: int = 10
     validate_every: int = 100
@@ -366,15 +369,16 @@ class TrainConfig(_Strict):
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("steps", "batch_size", "seq_len", "learning_rate",
-                     "muon_learning_rate"):  # fmt: skip
+        for name in ("steps", "batch_size", "seq_len", "lr",
+                     "muon_lr_ratio"):  # fmt: skip
             value = getattr(self, name)
             self._require(value > 0, f"{name} must be > 0, not {value}")
-        for name in ("weight_decay", "clip", "log_every", "validate_every",
-                     "sample_every", "save_every"):  # fmt: skip
+        for name in ("weight_decay", "max_grad_norm", "log_every",
+                     "validate_every", "sample_every",
+                     "save_every"):  # fmt: skip
             value = getattr(self, name)
             self._require(value >= 0, f"{name} must be >= 0, not {value}")
-        for name in ("beta1", "beta2", "momentum", "warmup", "replay"):
+        for name in ("beta1", "beta2", "momentum", "warmup_ratio", "replay"):
             value = getattr(self, name)
             self._require(
                 0 <= value < 1, f"{name} must be in [0, 1), not {value}"
@@ -412,8 +416,8 @@ def _tiny() -> Preset:
     pretrain = TrainConfig(
         steps=1000,
         seq_len=128,
-        learning_rate=8e-3,
-        muon_learning_rate=2.8e-3,
+        lr=8e-3,
+        muon_lr_ratio=0.35,
         sample_every=100,
     )
     return Preset(
@@ -435,8 +439,8 @@ def _tiny() -> Preset:
             steps=700,
             seq_len=256,
             replay=0.5,
-            learning_rate=7e-3,
-            muon_learning_rate=3.5e-3,
+            lr=7e-3,
+            muon_lr_ratio=0.5,
             sample_every=0,
         ),
         lora=pretrain.replace(
@@ -445,7 +449,7 @@ def _tiny() -> Preset:
             batch_size=16,
             optimizer="adamw",
             weight_decay=0.0,
-            learning_rate=5e-3,
+            lr=5e-3,
         ),
     )
 
@@ -458,15 +462,15 @@ def _large(name: str, summary: str, model: ModelConfig) -> Preset:
         micro_batch_size=32,
         seq_len=512,
         packed=True,
-        learning_rate=1e-3,
-        muon_learning_rate=5e-3,
+        lr=1e-3,
+        muon_lr_ratio=5.0,
         schedule="cosine",
         validate_every=500,
         sample_every=1000,
         save_every=1000,
     )
     sft = pretrain.replace(
-        steps=5_000, packed=False, learning_rate=2e-4, muon_learning_rate=1e-3
+        steps=5_000, packed=False, lr=2e-4
     )
     return Preset(
         name=name,

@@ -31,3 +31,7 @@ class CheckpointError(MiniMindError):
 
 class OutputError(MiniMindError):
     """A result cannot be written to the place that was given for it."""
+
+
+class TrainingError(MiniMindError):
+    """Training cannot go on, because a loss or a gradient is not finite."""

@@ -15,19 +15,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from minimind_core.chat import encode_prompt
-from minimind_core.checkpoint import load_model
 from minimind_core.data import (
-    HELD_OUT_SEED,
     Data,
     DataSpec,
     Encoded,
     Row,
+    Source,
     collate,
     conversation_encoder,
     count_labels,
@@ -42,16 +41,9 @@ from minimind_core.generate import (
     pad_left,
     position_limit,
 )
-from minimind_core.microworld import (
-    QUESTION_KINDS,
-    Conversation,
-    conversation,
-    is_valid,
-    skill_conversation,
-    write_story,
-)
+from minimind_core.loading import load_model
 from minimind_core.precision import detect_device
-from minimind_core.run import Run, read_facts
+from minimind_core.run import Run, read_metadata
 from minimind_core.tokenizer import decode
 
 if TYPE_CHECKING:
@@ -158,20 +150,17 @@ def document_loss(
     return Loss(nats, tokens, sum(len(text.encode()) for text in texts))
 
 
+def _first(source: Source, count: int) -> range:
+    """The first indices of a source, at most `count`."""
+    size = source.size
+    return range(count if size is None else min(count, size))
+
+
 def _held_out(
     data: DataSpec, kind: str, seed: int, count: int
 ) -> list[Any]:
     source = open_source(data, kind, seed=seed, held_out=True)
-    size = count if source.size is None else min(count, source.size)
-    return source.records(range(size))
-
-
-def _stories(data: DataSpec, seed: int, count: int) -> list[Any]:
-    assert data.language is not None
-    return [
-        write_story(seed + HELD_OUT_SEED, i, data.language)
-        for i in range(count)
-    ]
+    return source.records(_first(source, count))
 
 
 def held_out_documents(
@@ -190,14 +179,11 @@ def held_out_documents(
         Of a model; gives ``validation_loss`` (nats per token) and on the
         microworld ``loss_over_floor``.
     """
-    spec = parse_data(data)
-    floor = 0.0
-    if spec.language is not None:
-        stories = _stories(spec, seed, count)
-        texts = [story.text for story in stories]
-        floor = -sum(story.logprob for story in stories)
-    else:
-        texts = _held_out(spec, "text", seed, count)
+    source = open_source(data, "text", seed=seed, held_out=True)
+    chosen = _first(source, count)
+    texts = source.records(chosen)
+    # Only a source whose grammar is known can tell the floor.
+    floor = source.floor(chosen) if hasattr(source, "floor") else 0.0
 
     def check(model: nn.Module) -> dict[str, Any]:
         loss = document_loss(model, tokenizer, texts, seq_len=seq_len)
@@ -296,14 +282,13 @@ def sample_documents(
         Of a model; gives ``samples`` (the first four) and on the microworld
         ``valid_fraction`` of all.
     """
-    language = parse_data(data).language
+    source = open_source(data, "text", seed=seed)
 
     def check(model: nn.Module) -> dict[str, Any]:
         texts = sample_texts(model, tokenizer, count, seed=seed)
         found: dict[str, Any] = {"samples": texts[:4]}
-        if language is not None:
-            valid = sum(is_valid(text, language) for text in texts)
-            found["valid_fraction"] = valid / count
+        if hasattr(source, "valid_fraction"):
+            found["valid_fraction"] = source.valid_fraction(texts)
         return found
 
     return check
@@ -361,10 +346,27 @@ def _until_end(ids: list[int], eos: int = 2) -> list[int]:
     return ids[: ids.index(eos)] if eos in ids else ids
 
 
+class Quiz(Protocol):
+    """A conversation whose right answers are known.
+
+    `minimind_core.microworld.Conversation` is one.
+    """
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The kind of question that each turn asks."""
+
+    def prompt(self, turn: int) -> list[dict[str, Any]]:
+        """The messages up to a turn's question."""
+
+    def check(self, turn: int, answer: str) -> bool:
+        """Whether an answer to a turn's question is right."""
+
+
 def exact_match(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Quiz],
 ) -> dict[str, float]:
     """Share of right answers by kind of question.
 
@@ -374,7 +376,7 @@ def exact_match(
     ----------
     model : nn.Module
     tokenizer : PreTrainedTokenizerFast
-    conversations : sequence of Conversation
+    conversations : sequence of Quiz
 
     Returns
     -------
@@ -392,34 +394,6 @@ def exact_match(
     for (talk, turn), answer in zip(asked, answers, strict=True):
         right[talk.kinds[turn]].append(talk.check(turn, answer))
     return {kind: sum(r) / len(r) for kind, r in sorted(right.items())}
-
-
-def held_out_questions(
-    language: str,
-    *,
-    seed: int = 0,
-    each: int = QUESTIONS,
-    kinds: Sequence[str] = QUESTION_KINDS,
-) -> list[Conversation]:
-    """Questions of every kind that training has not seen.
-
-    ``skill`` asks for the new manner of speaking.
-    """
-    found = []
-    for kind in kinds:
-        for index in range(each):
-            if kind == "skill":
-                talk = skill_conversation(
-                    seed + HELD_OUT_SEED, index, language
-                )
-            else:
-                # Offset by kind, or each kind would ask about like stories.
-                place = index + 100_000 * QUESTION_KINDS.index(kind)
-                talk = conversation(
-                    seed + HELD_OUT_SEED, place, language, kinds=(kind,)
-                )
-            found.append(talk)
-    return found
 
 
 # --- all of it -------------------------------------------------------------
@@ -475,25 +449,23 @@ def evaluate(
     spec = parse_data(data or facts.get("data") or "microworld")
     if spec.language is None:
         return _evaluate_files(model, tokenizer, spec, documents, seed)
-    stories = _stories(spec, seed, documents)
-    loss = document_loss(model, tokenizer, [s.text for s in stories])
+    source: Any = open_source(spec, "text", seed=seed, held_out=True)
+    chosen = _first(source, documents)
+    loss = document_loss(model, tokenizer, source.records(chosen))
     texts = sample_texts(
         model, tokenizer, samples, seed=seed,
         max_new_tokens=position_limit(model),
     )  # fmt: skip
-    valid = sum(is_valid(text, spec.language) for text in texts)
     found: dict[str, Any] = {
         "loss_per_token": loss.per_token,
         "loss_per_byte": loss.per_byte,
-        "loss_over_floor": loss.nats / -sum(s.logprob for s in stories),
-        "valid_fraction": valid / samples,
+        "loss_over_floor": loss.nats / source.floor(chosen),
+        "valid_fraction": source.valid_fraction(texts),
     }
     if stage != "pretrain":
-        kinds: tuple[str, ...] = QUESTION_KINDS
-        if stage in ("lora", "merged"):
-            kinds = (*kinds, "skill")
-        talks = held_out_questions(
-            spec.language, seed=seed, each=questions, kinds=kinds
+        asked: Any = open_source(spec, "conversations", seed=seed)
+        talks = asked.questions(
+            questions, skill=stage in ("lora", "merged")
         )
         found["exact_match"] = exact_match(model, tokenizer, talks)
     return found
@@ -540,15 +512,8 @@ def _open(
     run: Run | str | Path, device: str
 ) -> tuple[Any, PreTrainedTokenizerFast, dict[str, Any]]:
     if isinstance(run, Run):
-        return run.model, run.tokenizer, read_facts(run.path)
+        return run.model, run.tokenizer, read_metadata(run.path)
     found = detect_device(device)
     device = found.type if device == "auto" else device
-    folder = Path(run)
-    facts = read_facts(folder)
-    if (folder / "adapter_config.json").exists():
-        from minimind_core.lora import load_merged
-
-        model, tokenizer = load_merged(folder, device=device)
-        return model, tokenizer, facts
-    model, tokenizer = load_model(folder, device)
-    return model, tokenizer, facts
+    model, tokenizer = load_model(run, device)
+    return model, tokenizer, read_metadata(run)

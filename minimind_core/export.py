@@ -22,7 +22,6 @@ from minimind_core.checkpoint import (
     RUN_FILE,
     WEIGHTS,
     generation_config,
-    load_model,
     load_weights,
     read_weight_file,
     save_model,
@@ -31,9 +30,11 @@ from minimind_core.checkpoint import (
 from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import atomic_folder, require_new, write_json
+from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
-from minimind_core.run import package_version, read_facts
+from minimind_core.run import read_metadata
 from minimind_core.tokenizer import load_tokenizer, save_tokenizer
+from minimind_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +90,7 @@ def export_hf(
     out = Path(out)
     require_new(out)
     model, tokenizer = load_model(run)
-    facts = read_facts(run)
+    facts = read_metadata(run)
     with atomic_folder(out) as folder:
         write_package(
             folder, model.config, weights_of(model), tokenizer,
@@ -102,7 +103,7 @@ def export_hf(
                    if k in facts},
                 "stage": "hf",
                 "finished": True,
-                "minimind_core": package_version(),
+                "minimind_core": __version__,
             },
         )  # fmt: skip
     return out
@@ -204,7 +205,7 @@ def import_checkpoint(
             "stage": "import",
             "source": source.name,
             "finished": True,
-            "minimind_core": package_version(),
+            "minimind_core": __version__,
         }
         write_json(folder / RUN_FILE, facts)
     return out

@@ -107,7 +107,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """
     groups = parameter_groups(model)
     betas = (config.beta1, config.beta2)
-    still: list[dict[str, Any]] = [
+    no_decay: list[dict[str, Any]] = [
         {"params": groups[name], "weight_decay": 0.0}
         for name in ("tables", "scales")
         if groups[name]
@@ -116,15 +116,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     if config.optimizer == "muon" and groups["matrices"]:
         muon = Muon(
             groups["matrices"],
-            lr=config.muon_learning_rate,
+            lr=config.lr * config.muon_lr_ratio,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
-        if not still:
+        if not no_decay:
             optimizer = muon
         else:
-            adamw = AdamW(still, lr=config.learning_rate, betas=betas)
+            adamw = AdamW(no_decay, lr=config.lr, betas=betas)
             optimizer = MuonAdamW(muon, adamw)
     else:
         decayed = {
@@ -132,8 +132,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
             "weight_decay": config.weight_decay,
         }
         optimizer = AdamW(
-            [g for g in (decayed, *still) if g["params"]],
-            lr=config.learning_rate,
+            [g for g in (decayed, *no_decay) if g["params"]],
+            lr=config.lr,
             betas=betas,
         )
     for group in optimizer.param_groups:
@@ -149,14 +149,15 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
     step : int
         Counted from 0.
     config : TrainConfig
-        ``warmup`` is a share of ``steps``; the first step already moves.
+        ``warmup_ratio`` is a share of ``steps``. The rate of the first step
+        is not zero.
 
     Returns
     -------
     float
         Between 0 and 1.
     """
-    warm = config.warmup * config.steps
+    warm = config.warmup_ratio * config.steps
     if step < warm:
         return (step + 1) / (warm + 1)
     progress = (step - warm) / max(config.steps - warm, 1)
@@ -177,10 +178,10 @@ def set_learning_rate(
     return float(optimizer.param_groups[0]["lr"])
 
 
-def gradient_norm(model: nn.Module, clip: float) -> torch.Tensor:
-    """Norm of all gradients together; scaled down to `clip` if above it.
+def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clip the gradients to a total norm, and return the norm they had.
 
-    ``clip=0`` only measures.
+    ``max_norm=0`` only measures.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)

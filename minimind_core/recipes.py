@@ -1,4 +1,4 @@
-"""The stages of a language model's life, each as one call.
+"""Training stages as functions: pretraining, fine-tuning, LoRA, all of it.
 
     from minimind_core import pretrain, sft
     run = pretrain("runs/pretrain")             # about two minutes, 2 cores
@@ -11,16 +11,21 @@ on with ``resume=True`` from its last checkpoint, to the bit.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minimind_core.checkpoint import load_model, save_model
+from minimind_core.adapters import (
+    add_adapter,
+    check_targets,
+    merge_lora,
+    save_adapter,
+)
+from minimind_core.checkpoint import save_model, weights_digest
 from minimind_core.config import ModelConfig, TrainConfig, get_preset
 from minimind_core.data import (
     Data,
@@ -33,7 +38,7 @@ from minimind_core.data import (
     parse_data,
     tokenizer_texts,
 )
-from minimind_core.errors import ConfigError
+from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.evaluation import (
     held_out_conversations,
     held_out_documents,
@@ -41,15 +46,15 @@ from minimind_core.evaluation import (
 )
 from minimind_core.export import export_hf
 from minimind_core.files import require_new
-from minimind_core.lora import merge_lora, train_lora
+from minimind_core.loading import load_adapter, load_config, load_model
 from minimind_core.model import MiniMind
 from minimind_core.precision import resolve
 from minimind_core.run import (
     Run,
     RunFolder,
     open_folder,
-    read_facts,
     read_log,
+    read_metadata,
 )
 from minimind_core.tokenizer import (
     load_tokenizer,
@@ -82,7 +87,7 @@ def pretrain(
     seq_len: int | None = None,
     packed: bool | None = None,
     optimizer: str | None = None,
-    learning_rate: float | None = None,
+    lr: float | None = None,
     sample_every: int | None = None,
     save_every: int | None = None,
     device: str = "auto",
@@ -106,7 +111,7 @@ def pretrain(
     tokenizer : path, optional
         A folder; without it a tokenizer is trained on `data` first.
     steps, batch_size, micro_batch_size, seq_len, packed, optimizer,
-    learning_rate, sample_every, save_every
+    lr, sample_every, save_every
         See `TrainConfig`. Files are packed unless `packed` says otherwise.
     device, dtype : str
         See `precision.resolve`.
@@ -135,7 +140,7 @@ def pretrain(
     config = _settings(
         chosen.pretrain, steps=steps, batch_size=batch_size, seed=seed,
         micro_batch_size=micro_batch_size, seq_len=seq_len, packed=packed,
-        optimizer=optimizer, learning_rate=learning_rate, device=device,
+        optimizer=optimizer, lr=lr, device=device,
         sample_every=sample_every, save_every=save_every, dtype=dtype,
     )  # fmt: skip
     precision = resolve(device, dtype)
@@ -181,7 +186,7 @@ def sft(
     micro_batch_size: int | None = None,
     seq_len: int | None = None,
     optimizer: str | None = None,
-    learning_rate: float | None = None,
+    lr: float | None = None,
     replay: float | None = None,
     save_every: int | None = None,
     device: str = "auto",
@@ -207,7 +212,7 @@ def sft(
     replay : float, optional
         Share of rows taken from what the base was pretrained on, so that it
         is kept; 0 does without that data.
-    steps, batch_size, micro_batch_size, seq_len, optimizer, learning_rate,
+    steps, batch_size, micro_batch_size, seq_len, optimizer, lr,
     save_every, device, dtype, seed, resume, pth, progress
         As in `pretrain`.
 
@@ -216,12 +221,12 @@ def sft(
     Run
     """
     spec = parse_data(data)
-    facts = read_facts(base)
+    facts = read_metadata(base)
     preset = preset or facts.get("preset") or "tiny"
     config = _settings(
         get_preset(preset).sft, steps=steps, batch_size=batch_size,
         micro_batch_size=micro_batch_size, seq_len=seq_len, seed=seed,
-        optimizer=optimizer, learning_rate=learning_rate, replay=replay,
+        optimizer=optimizer, lr=lr, replay=replay,
         save_every=save_every, device=device, dtype=dtype,
     )  # fmt: skip
     precision = resolve(device, dtype)
@@ -260,14 +265,6 @@ def sft(
     return _train(trainer, folder, tok, said, pth)
 
 
-def weights_digest(model: MiniMind) -> str:
-    """A short name for exactly these weights, to tell two bases apart."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
     if config.seq_len > shape.max_position_embeddings:
         raise ConfigError(
@@ -292,7 +289,7 @@ def _train(
     pth: bool,
 ) -> Run:
     """From a trainer that is ready to a finished run folder."""
-    first = trainer.processes.first
+    first = trainer.processes.is_main
     if first:
         if folder.note and trainer.progress.stream is not None:
             print(folder.note)
@@ -300,7 +297,7 @@ def _train(
         if folder.checkpoint is None:
             # From the first step on, a run carries its tokenizer.
             save_tokenizer(tok, folder.path)
-    trainer.processes.wait()
+    trainer.processes.barrier()
     if folder.checkpoint is not None:
         trainer.resume(folder.checkpoint)
     history = trainer.fit()
@@ -316,8 +313,148 @@ def _train(
                 "train": trainer.config.to_dict(),
             }
         )
-    trainer.processes.wait()
+    trainer.processes.barrier()
     return Run(model, tok, history, folder.path)
+
+
+def train_lora(
+    base: str | Path,
+    out: str | Path,
+    *,
+    data: Data = "microworld",
+    rank: int = 8,
+    alpha: float = 16,
+    targets: str | Sequence[str] = "all-linear",
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    lr: float | None = None,
+    replay: float | None = None,
+    preset: str | None = None,
+    save_every: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Teach an exported model a new skill through a LoRA adapter.
+
+    Parameters
+    ----------
+    base : path
+        A Hugging Face folder, as `export_hf` writes it.
+    out : path
+        The adapter's folder, in peft's format. It names its base relative
+        to itself, so both may be moved together.
+    data
+        ``microworld`` (its new style), ``microworld:zh`` or
+        ``.jsonl`` conversations.
+    rank, alpha, dropout, use_rslora, use_dora
+        See `peft.LoraConfig`.
+    targets : "all-linear" or sequence of str
+        Which layers are adapted; by name.
+    replay : float, optional
+        Share of rows from the microworld's ordinary conversations, so that
+        the old style is kept where it belongs.
+    steps, batch_size, seq_len, lr, preset, save_every, device,
+    dtype, seed, resume, progress
+        As in `pretrain`.
+
+    Returns
+    -------
+    Run
+        Its ``model`` is the peft model, adapter on.
+
+    Raises
+    ------
+    ConfigError, DataError, PrecisionError, CheckpointError, OutputError
+    """
+    base, out = Path(base), Path(out)
+    spec = parse_data(data)
+    facts = read_metadata(base)
+    chosen = get_preset(preset or facts.get("preset") or "tiny").lora
+    changes = {
+        "steps": steps, "batch_size": batch_size, "seq_len": seq_len,
+        "lr": lr, "replay": replay, "seed": seed,
+        "save_every": save_every, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    config = chosen.replace(
+        **{k: v for k, v in changes.items() if v is not None}
+    )
+    precision = resolve(device, dtype)
+    shape = load_config(base)
+    if rank < 1:
+        raise ConfigError(f"rank must be at least 1, not {rank}")
+    check_targets(targets, shape)
+    folder = open_folder(out, resume=resume)
+    if folder.finished:
+        if progress:
+            print(folder.note)
+        model, tok = load_adapter(out)
+        return Run(model, tok, read_log(out), out)
+    source = open_source(spec, "skill", seed=seed)
+    tok = load_tokenizer(base)
+    if len(tok) > shape.vocab_size:
+        raise CheckpointError(
+            f"{base}: the tokenizer has {len(tok)} tokens, the model only "
+            f"{shape.vocab_size}"
+        )
+    encode = conversation_encoder(tok, config.seq_len)
+    stream: RowStream = Rows(
+        source, encode, seq_len=config.seq_len, seed=seed
+    )
+    if config.replay:
+        language = spec.language or "en"
+        world = "microworld" if language == "en" else f"microworld:{language}"
+        old = open_source(world, "conversations", seed=seed)
+        kept = Rows(old, encode, seq_len=config.seq_len, seed=seed)
+        stream = Mixture(stream, kept, config.replay, seed)
+    torch.manual_seed(seed)
+    model = add_adapter(
+        base, rank=rank, alpha=alpha, targets=targets, dropout=dropout,
+        use_rslora=use_rslora, use_dora=use_dora,
+    )  # fmt: skip
+    trainer = Trainer(
+        model, stream, config, precision=precision,
+        validate=held_out_conversations(
+            tok, spec, seed=seed, seq_len=config.seq_len, kind="skill"
+        ),
+        out=out, title="LoRA", progress=progress,
+        state={
+            "data": spec.names(), "rank": rank, "alpha": alpha,
+            "targets": targets if isinstance(targets, str)
+            else list(targets),
+            "dropout": dropout, "use_rslora": use_rslora,
+            "use_dora": use_dora, "tokenizer": tokenizer_digest(tok),
+        },
+    )  # fmt: skip
+    first = trainer.processes.is_main
+    if first:
+        if folder.note and progress:
+            print(folder.note)
+        folder.begin()
+    trainer.processes.barrier()
+    if folder.checkpoint is not None:
+        trainer.resume(folder.checkpoint)
+    history = trainer.fit()
+    if first:
+        save_adapter(model, tok, base, out)
+        folder.finish(
+            {
+                "stage": "lora",
+                "data": facts.get("data", spec.names()),
+                "skill_data": spec.names(),
+                "seed": seed,
+                "precision": precision.dtype,
+                "train": config.to_dict(),
+            }
+        )
+    trainer.processes.barrier()
+    return Run(model, tok, history, out)
 
 
 # --- all of it -------------------------------------------------------------

@@ -26,6 +26,7 @@ from minimind_core.checkpoint import (
 )
 from minimind_core.errors import OutputError
 from minimind_core.files import read_json, require_new, write_json, writing
+from minimind_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -122,7 +123,7 @@ class RunFolder:
             {
                 **facts,
                 "finished": True,
-                "minimind_core": package_version(),
+                "minimind_core": __version__,
                 "torch": torch.__version__,
             },
         )
@@ -182,7 +183,7 @@ def is_finished(run: str | Path) -> bool:
     return path.exists() and bool(read_json(path).get("finished"))
 
 
-def read_facts(run: str | Path) -> Record:
+def read_metadata(run: str | Path) -> Record:
     """What ``minimind.json`` says of a run; empty if there is none."""
     path = Path(run) / RUN_FILE
     return read_json(path) if path.exists() else {}
@@ -201,10 +202,3 @@ def read_log(run: str | Path) -> list[Record]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
-
-
-def package_version() -> str:
-    """The version of this package."""
-    from minimind_core import __version__
-
-    return __version__

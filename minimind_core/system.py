@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from minimind_core.book.stages import cache_folder
 from minimind_core.config import PRESETS
 from minimind_core.cost import passing_memory, training_memory
 from minimind_core.precision import (
@@ -21,8 +22,7 @@ from minimind_core.precision import (
     detect_device,
     resolve,
 )
-from minimind_core.run import package_version
-from minimind_core.stages import cache_folder
+from minimind_core.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 GIB = 1024**3
@@ -84,7 +84,7 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
     }
     warnings = _warnings()
     lines = [
-        f"minimind-core {package_version()}",
+        f"minimind-core {__version__}",
         "  ".join(f"{name} {number}" for name, number in versions.items()),
         "",
         f"device     {precision.device}: {facts.name}{_memory(facts)}",

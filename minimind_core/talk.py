@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from minimind_core.chat import encode_prompt
-from minimind_core.checkpoint import load_model
 from minimind_core.errors import DataError
 from minimind_core.evaluation import answer_prompts
 from minimind_core.generate import (
@@ -24,7 +23,7 @@ from minimind_core.generate import (
     position_limit,
     stream_tokens,
 )
-from minimind_core.lora import ADAPTER_CONFIG, load_merged
+from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
 from minimind_core.precision import detect_device
 from minimind_core.tokenizer import decode
@@ -126,15 +125,6 @@ def stream_answer(
         yield text[len(shown) :]
 
 
-def load_talker(
-    folder: str | Path, device: str = "cpu"
-) -> tuple[MiniMind, PreTrainedTokenizerFast]:
-    """A model to talk to: a run, a Hugging Face folder or an adapter."""
-    if (Path(folder) / ADAPTER_CONFIG).exists():
-        return load_merged(folder, device=device)
-    return load_model(folder, device)
-
-
 def chat_loop(
     folder: str | Path,
     *,
@@ -173,7 +163,7 @@ def chat_loop(
     """
     facts = detect_device(device)
     where = facts.type if device == "auto" else device
-    model, tokenizer = load_talker(folder, where)
+    model, tokenizer = load_model(folder, where)
     lines, out = lines or sys.stdin, out or sys.stdout
     messages: Messages = []
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from minimind_core.errors import MiniMindError
 from minimind_core.files import writing
-from minimind_core.run import Record, is_finished, read_facts, read_log
+from minimind_core.run import Record, is_finished, read_log, read_metadata
 
 CSV_FILE = "log.csv"
 BOARD = "tensorboard"
@@ -139,7 +139,7 @@ class ModuleTracker:
 
     def __init__(self, module: str, run: Path, project: str) -> None:
         found = _require(module)
-        config = read_facts(run)
+        config = read_metadata(run)
         self.run = found.init(
             project=project, name=run.resolve().name, config=config
         )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +41,12 @@ from minimind_core.data import (
     count_labels,
     next_rows,
 )
-from minimind_core.errors import CheckpointError, ConfigError, MiniMindError
+from minimind_core.distributed import join_processes, local_device
+from minimind_core.errors import (
+    CheckpointError,
+    ConfigError,
+    TrainingError,
+)
 from minimind_core.files import writing
 from minimind_core.optim import (
     build_optimizer,
@@ -60,56 +64,6 @@ FREE_TO_CHANGE = {
     "device", "dtype", "log_every", "validate_every", "sample_every",
     "save_every", "micro_batch_size",
 }  # fmt: skip
-
-
-class TrainingError(MiniMindError):
-    """Training cannot go on: the loss is no longer a number."""
-
-
-# --- processes -------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that torchrun started."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that prints and writes."""
-        return self.rank == 0
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
-
-
-def join_processes(device: str) -> Processes:
-    """Join the group torchrun has set up, if it has.
-
-    Parameters
-    ----------
-    device : str
-        ``cuda`` devices speak through NCCL, all else through gloo.
-    """
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
-        return Processes()
-    if not dist.is_initialized():
-        cuda = device.startswith("cuda")
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return Processes(dist.get_rank(), dist.get_world_size())
-
-
-def local_device(device: str) -> str:
-    """The device of this process: ``cuda`` becomes ``cuda:LOCAL_RANK``."""
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
 
 
 # --- progress --------------------------------------------------------------
@@ -211,7 +165,7 @@ class Trainer:
         self.tokens = 0
         self.seconds = 0.0
         self.history: list[Record] = []
-        loud = progress and self.processes.first
+        loud = progress and self.processes.is_main
         self.progress = Progress(
             title, config.steps, sys.stdout if loud else None
         )
@@ -262,7 +216,7 @@ class Trainer:
         Returns
         -------
         dict
-            ``step``, ``loss`` (nats per token), ``learning_rate``,
+            ``step``, ``loss`` (nats per token), ``lr``,
             ``gradient_norm`` and with a scaler ``scale`` and ``skipped``.
         """
         rows = next_rows(self.stream, self.config.batch_size)
@@ -285,7 +239,7 @@ class Trainer:
         # Gradients are clipped at their true size, so they are unscaled
         # first; a step with an infinite one is skipped by the scaler.
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model, self.config.clip)
+        norm = gradient_norm(self.model, self.config.max_grad_norm)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -296,7 +250,7 @@ class Trainer:
         record: Record = {
             "step": self.step,
             "loss": float(total),
-            "learning_rate": rate,
+            "lr": rate,
             "gradient_norm": float(norm),
         }
         if self.scaler.is_enabled():
@@ -348,13 +302,13 @@ class Trainer:
         )
         now = [c for c, every in checks if c is not None and due(every)]
         found: Record = {}
-        if now and self.processes.first:
+        if now and self.processes.is_main:
             self.model.eval()
             for check in now:
                 found |= check(self.model)
             self.model.train()
         if now:
-            self.processes.wait()
+            self.processes.barrier()
         record |= {
             **found,
             "tokens": self.tokens,
@@ -368,7 +322,7 @@ class Trainer:
         self.progress.show(record, last=last)
 
     def _append(self, record: Record) -> None:
-        if self.out is None or not self.processes.first:
+        if self.out is None or not self.processes.is_main:
             return
         path = self.out / LOG_FILE
         with writing(path), path.open("a", encoding="utf-8") as file:
@@ -386,7 +340,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint from which this run goes on to the bit."""
-        if self.out is not None and self.processes.first:
+        if self.out is not None and self.processes.is_main:
             random_state: Record = {"cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
                 random_state["cuda"] = torch.cuda.get_rng_state_all()
@@ -407,7 +361,7 @@ class Trainer:
                     "identity": self.identity,
                 },
             )
-        self.processes.wait()
+        self.processes.barrier()
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint.
@@ -464,7 +418,7 @@ class Trainer:
         self.history = [
             r for r in read_log(self.out) if r["step"] <= self.step
         ]
-        if self.processes.first:
+        if self.processes.is_main:
             lines = [json.dumps(r, ensure_ascii=False) for r in self.history]
             partial = path.with_name(f".{path.name}.partial")
             with writing(path):

@@ -187,7 +187,7 @@ def all_modules() -> set[str]:
 
 def test_every_module_is_on_an_api_page():
     hidden = {f"minimind_core.{name}" for name in NOT_SHOWN}
-    packages = {"minimind_core.microworld", "minimind_core.viz"}
+    packages = {"minimind_core.microworld", "minimind_core.book.viz"}
     assert shown_modules() == all_modules() - hidden - packages
 
 

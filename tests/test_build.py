@@ -100,8 +100,8 @@ def imports():
 @pytest.mark.parametrize(
     ("code", "reached", "beyond"),
     [
-        ("from minimind_core.floats import encode", "floats", "model"),
-        ("from minimind_core.viz import show", "viz.text", "exhibits"),
+        ("from minimind_core.book.floats import encode", "floats", "model"),
+        ("from minimind_core.book.viz import show", "viz.text", "exhibits"),
         ("from minimind_core import answer", "talk", "cli"),
         ("def f():\n    import minimind_core.talk", "talk", "viz"),
         ("from minimind_core import exhibits", "exhibits.data", "cli"),
@@ -111,7 +111,11 @@ def imports():
             "get_studies('dtypes', 'scaling')",
             "studies.scaling", "studies.adapters",
         ),
-        ("from minimind_core.stages import get_stage", "train", "studies"),
+        (
+            "from minimind_core.book.stages import get_stage",
+            "train",
+            "studies",
+        ),
     ],
 )
 def test_what_a_notebook_depends_on(imports, code, reached, beyond):
@@ -262,7 +266,7 @@ def small_book(tmp_path_factory) -> Path:
 COUNT = """\
 import sys
 sys.path.insert(0, "..")
-from minimind_core.used import answer
+from minimind_core.talk import answer
 print("ran", file=open("runs.txt", "a"))
 print(answer)"""
 

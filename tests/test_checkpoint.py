@@ -10,10 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from minimind_core import checkpoint
 from minimind_core.checkpoint import (
-    atomic_folder,
     checkpoints,
     load_checkpoint,
-    load_model,
     load_weights,
     read_weights,
     save_checkpoint,
@@ -21,6 +19,8 @@ from minimind_core.checkpoint import (
 )
 from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, OutputError
+from minimind_core.files import atomic_folder
+from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
 from minimind_core.tokenizer import encode_document, train_tokenizer
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from minimind_core import __version__, cli, evaluation, recipes, system, talk
 from minimind_core.cli import build_parser, main
 from minimind_core.microworld import conversation, write_story
-from minimind_core.run import read_facts, read_log
+from minimind_core.run import read_log, read_metadata
 
 COMMANDS = (
     "journey", "tokenizer", "pretrain", "sft", "export", "lora", "merge",
@@ -160,7 +160,7 @@ def test_pretrain_and_sft(tmp_path, small_runs, capsys):
                "--save-every", 1, "--dtype", "float32", "--pth",
                *SMALL) == 0  # fmt: skip
     ends_with_what_next(capsys.readouterr().out, base)
-    facts = read_facts(base)
+    facts = read_metadata(base)
     assert facts["stage"] == "pretrain"
     assert facts["finished"] is True
     assert facts["precision"] == "float32"
@@ -184,7 +184,7 @@ def test_pretrain_and_sft(tmp_path, small_runs, capsys):
     assert files(base) == before
     assert run("sft", base, "--out", chat, "--seq-len", 128, *SMALL) == 0
     ends_with_what_next(capsys.readouterr().out, chat)
-    assert read_facts(chat)["train"]["seq_len"] == 128
+    assert read_metadata(chat)["train"]["seq_len"] == 128
 
     # What MiniMind's own file holds comes back as the same model.
     back = tmp_path / "back"
@@ -328,10 +328,12 @@ def test_a_journey_leaves_its_stages(journey, capsys):
     stages = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
     assert sorted(p.name for p in (home / "J").iterdir()) == sorted(stages)
     # Without --lora-chat, a tenth of --chat is kept for it.
-    assert read_facts(home / "J/lora")["skill_data"] == [
+    assert read_metadata(home / "J/lora")["skill_data"] == [
         f"{home}/chat.jsonl#tenth"
     ]
-    assert read_facts(home / "J/sft")["data"] == [f"{home}/chat.jsonl#rest"]
+    assert read_metadata(home / "J/sft")["data"] == [
+        f"{home}/chat.jsonl#rest"
+    ]
     before = files(home / "J")
     assert run(*words) == 2
     assert "already exists" in capsys.readouterr().err

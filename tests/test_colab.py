@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from conftest import ROOT
 
-from minimind_core import colab, precision
+from minimind_core import precision
+from minimind_core.book import colab
 from minimind_core.precision import DeviceFacts
 
 

@@ -53,9 +53,9 @@ def test_wrong_shapes_are_refused(change, message):
         ({"steps": 0}, "steps must be > 0"),
         ({"optimizer": "sgd"}, "muon, adamw"),
         ({"schedule": "step"}, "linear, cosine, constant"),
-        ({"warmup": 1.0}, r"\[0, 1\)"),
+        ({"warmup_ratio": 1.0}, r"\[0, 1\)"),
         ({"micro_batch_size": 0}, "not > 0"),
-        ({"clip": -1.0}, ">= 0"),
+        ({"max_grad_norm": -1.0}, ">= 0"),
     ],
 )
 def test_wrong_training_settings_are_refused(change, message):

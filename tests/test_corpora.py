@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from minimind_core.corpora import main, save_records, stream_records
 from minimind_core.data import open_source, parse_data
+from minimind_core.data.corpora import main, save_records, stream_records
 from minimind_core.errors import DataError, OutputError
 
 PLAIN = {"conversations": [

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from minimind_core.data import (
-    HELD_OUT_SEED,
     DataSpec,
     Encoded,
     Mixture,
@@ -25,7 +24,7 @@ from minimind_core.data import (
     tokenizer_texts,
 )
 from minimind_core.errors import DataError
-from minimind_core.microworld import write_story
+from minimind_core.microworld import HELD_OUT_SEED, write_story
 from minimind_core.model import IGNORE_INDEX
 from minimind_core.tokenizer import train_tokenizer
 

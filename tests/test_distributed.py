@@ -20,13 +20,13 @@ from minimind_core.train import Trainer
 
 optimizer, out = sys.argv[1:3]
 config = BASE.replace(steps=50, optimizer=optimizer, micro_batch_size=3,
-                      learning_rate=1e-3)
+                      lr=1e-3)
 first = Trainer(fresh(), stream(), config, progress=False)
 first.train_step(first._distributed())
 grads = {n: p.grad for n, p in first.model.named_parameters()}
 run = Trainer(fresh(), stream(), config, progress=False)
 losses = [r["loss"] for r in run.fit()]
-if run.processes.first:
+if run.processes.is_main:
     torch.save({"grads": grads, "losses": losses,
                 "world": run.processes.world}, out)
 '''

@@ -9,9 +9,8 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from minimind_core.checkpoint import load_model
 from minimind_core.config import ModelConfig
-from minimind_core.data import HELD_OUT_EVERY, HELD_OUT_SEED
+from minimind_core.data import HELD_OUT_EVERY
 from minimind_core.errors import CheckpointError, ConfigError, DataError
 from minimind_core.evaluation import (
     answer_prompts,
@@ -20,19 +19,20 @@ from minimind_core.evaluation import (
     exact_match,
     held_out_conversations,
     held_out_documents,
-    held_out_questions,
     sample_documents,
     sample_texts,
 )
-from minimind_core.lora import load_base
+from minimind_core.loading import load_hf_model, load_model
 from minimind_core.microworld import (
+    HELD_OUT_SEED,
     QUESTION_KINDS,
     conversation,
+    held_out_questions,
     write_story,
 )
 from minimind_core.model import CausalLMOutput, MiniMind
-from minimind_core.run import Run, read_facts
-from minimind_core.talk import answer, chat_loop, load_talker, stream_answer
+from minimind_core.run import Run, read_metadata
+from minimind_core.talk import answer, chat_loop, stream_answer
 from minimind_core.tokenizer import decode, encode_document, encode_text
 
 FEW = {"documents": 12, "samples": 6, "questions": 1, "device": "cpu"}
@@ -307,7 +307,7 @@ def test_a_run_in_memory_and_the_same_again(small_runs, loaded, measured):
 
 def test_a_hugging_face_model_measures_alike(small_runs, model, tok):
     texts = [s.text for s in stories(10)]
-    theirs = load_base(small_runs / "sft").eval()
+    theirs = load_hf_model(small_runs / "sft").eval()
     ours = document_loss(model, tok, texts)
     assert document_loss(theirs, tok, texts).nats == pytest.approx(
         ours.nats, rel=1e-6
@@ -349,7 +349,7 @@ def test_no_model_there(tmp_path):
 def test_facts_name_stage_and_data(small_runs):
     for stage, said in (("pretrain", "pretrain"), ("sft", "sft"),
                         ("lora", "lora"), ("merged", "merged")):  # fmt: skip
-        facts = read_facts(small_runs / stage)
+        facts = read_metadata(small_runs / stage)
         assert facts["stage"] == said
         assert facts["data"] == ["microworld"]
 
@@ -432,7 +432,7 @@ def test_a_conversation_too_long(model, tok):
 
 
 def test_a_hugging_face_model_answers_in_one_piece(small_runs, model, tok):
-    theirs = load_base(small_runs / "hf").eval()
+    theirs = load_hf_model(small_runs / "hf").eval()
     messages = conversation(2, 0).prompt(0)
     pieces = list(stream_answer(theirs, tok, messages, max_new_tokens=9))
     assert len(pieces) == 1
@@ -453,7 +453,7 @@ def test_one_prompt(small_runs, stage):
 def test_an_adapter_talks_as_its_merged_model(small_runs):
     messages = [{"role": "user", "content": "Who are you?"}]
     said = [
-        answer(*load_talker(small_runs / stage), messages, max_new_tokens=12)
+        answer(*load_model(small_runs / stage), messages, max_new_tokens=12)
         for stage in ("lora", "merged")
     ]
     assert said[0] == said[1]

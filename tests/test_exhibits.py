@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 
 import minimind_core
-from minimind_core.exhibits import catalogue
-from minimind_core.exhibits.catalogue import Kind, Notice
-from minimind_core.viz import exhibit_cards, picture, plot_lifelines
+from minimind_core.book.exhibits import catalogue
+from minimind_core.book.exhibits.catalogue import Kind, Notice
+from minimind_core.book.viz import exhibit_cards, picture, plot_lifelines
 
 exhibits = pytest.mark.parametrize(
     "exhibit", catalogue(), ids=lambda exhibit: exhibit.key
@@ -130,4 +130,4 @@ def test_nothing_in_the_package_uses_an_exhibit():
     for path in package.rglob("*.py"):
         if path.parent.name != "exhibits":
             text = path.read_text(encoding="utf-8")
-            assert "minimind_core.exhibits" not in text, path
+            assert "minimind_core.book.exhibits" not in text, path

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from minimind_core.config import ModelConfig
-from minimind_core.exhibits.adapters import (
+from minimind_core.book.exhibits.adapters import (
     UnscaledChange,
     apply_patched,
     half_merge,
     square_layers,
 )
+from minimind_core.config import ModelConfig
 from minimind_core.lora import (
     ALL_LINEAR,
     LoRALinear,

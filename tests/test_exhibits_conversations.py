@@ -6,18 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimind_core.chat import NoSupervisedTokens, encode_conversation
-from minimind_core.config import ModelConfig
-from minimind_core.data import (
-    MicroworldConversations,
-    Rows,
-    conversation_encoder,
-    tokenizer_texts,
-)
-from minimind_core.exhibits.conversations import (
+from minimind_core.book.exhibits.conversations import (
     building,
     search_conversation,
 )
+from minimind_core.chat import NoSupervisedTokens, encode_conversation
+from minimind_core.config import ModelConfig
+from minimind_core.data import Rows, conversation_encoder, tokenizer_texts
+from minimind_core.microworld import MicroworldConversations
 from minimind_core.model import IGNORE_INDEX, MiniMind
 from minimind_core.tokenizer import train_tokenizer
 

@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 
+from minimind_core.book.exhibits.data import cut_and_pad, parse_markers
 from minimind_core.data import (
-    MicroworldStories,
     Rows,
     document_encoder,
     next_rows,
     tokenizer_texts,
 )
-from minimind_core.exhibits.data import cut_and_pad, parse_markers
+from minimind_core.microworld import MicroworldStories
 from minimind_core.model import IGNORE_INDEX
 from minimind_core.tokenizer import (
     PAD,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minimind_core.exhibits.experts import mix, router_gradient
+from minimind_core.book.exhibits.experts import mix, router_gradient
 
 
 def test_a_single_weight_divided_by_itself_has_no_gradient():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from minimind_core.book.exhibits.generation import divide_always, drop_cache
 from minimind_core.config import ModelConfig
-from minimind_core.exhibits.generation import divide_always, drop_cache
 from minimind_core.generate import (
     generate_tokens,
     next_token_probs,

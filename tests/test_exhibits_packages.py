@@ -5,10 +5,7 @@ import json
 import pytest
 import torch
 
-from minimind_core.checkpoint import load_model, save_model
-from minimind_core.config import ModelConfig, TrainConfig
-from minimind_core.errors import CheckpointError
-from minimind_core.exhibits.packages import (
+from minimind_core.book.exhibits.packages import (
     BREAKS,
     PAIRED,
     broken,
@@ -16,7 +13,11 @@ from minimind_core.exhibits.packages import (
     export_like_upstream,
     interleave,
 )
+from minimind_core.checkpoint import save_model
+from minimind_core.config import ModelConfig, TrainConfig
+from minimind_core.errors import CheckpointError
 from minimind_core.export import export_hf
+from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
 from minimind_core.optim import build_optimizer
 from minimind_core.tokenizer import encode_document, train_tokenizer

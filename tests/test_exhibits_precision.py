@@ -6,9 +6,7 @@ import warnings
 import pytest
 import torch
 
-from minimind_core.checkpoint import load_checkpoint, save_checkpoint
-from minimind_core.config import ModelConfig
-from minimind_core.exhibits.precision import (
+from minimind_core.book.exhibits.precision import (
     FLAGS,
     HISTORY,
     LORA_FIRST,
@@ -17,6 +15,8 @@ from minimind_core.exhibits.precision import (
     trial,
     vanished_share,
 )
+from minimind_core.checkpoint import load_checkpoint, save_checkpoint
+from minimind_core.config import ModelConfig
 from minimind_core.model import MiniMind
 from minimind_core.precision import DeviceFacts, resolve
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from minimind_core.book.exhibits.bench import new_model
+from minimind_core.book.exhibits.resuming import load_leniently, resume_scaler
+from minimind_core.book.exhibits.settings import LooseConfig
 from minimind_core.config import ModelConfig
-from minimind_core.exhibits.bench import new_model
-from minimind_core.exhibits.resuming import load_leniently, resume_scaler
-from minimind_core.exhibits.settings import LooseConfig
 
 
 def test_a_scaler_refuses_the_state_of_one_that_was_off():

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from minimind_core import recipes
-from minimind_core.checkpoint import load_model
-from minimind_core.config import PRESETS, ModelConfig, TrainConfig
-from minimind_core.data import Encoded, Rows, collate, next_rows
-from minimind_core.exhibits.training import (
+from minimind_core.book.exhibits.training import (
     accumulate_means,
     flat_gradient,
     train_and_save,
 )
+from minimind_core.config import PRESETS, ModelConfig, TrainConfig
+from minimind_core.data import Encoded, Rows, collate, next_rows
+from minimind_core.loading import load_model
 from minimind_core.microworld import write_story
 from minimind_core.model import MiniMind
 from minimind_core.tokenizer import save_tokenizer, train_tokenizer
@@ -64,7 +64,7 @@ def whole_gradient(lengths, count):
 def our_gradient(lengths, count, micro):
     config = TrainConfig(
         steps=1, batch_size=count, micro_batch_size=micro, seq_len=64,
-        clip=0.0, dtype="float32", device="cpu",
+        max_grad_norm=0.0, dtype="float32", device="cpu",
     )  # fmt: skip
     trainer = Trainer(fresh(), rows(*lengths), config, progress=False)
     trainer.train_step(trainer.model)

@@ -10,10 +10,11 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from minimind_core import export
-from minimind_core.checkpoint import load_model, read_weights, save_model
+from minimind_core.checkpoint import read_weights, save_model
 from minimind_core.config import ModelConfig, TrainConfig
 from minimind_core.errors import CheckpointError, ConfigError, OutputError
 from minimind_core.export import export_hf, import_checkpoint
+from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
 from minimind_core.optim import build_optimizer
 from minimind_core.tokenizer import (

@@ -14,9 +14,10 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from minimind_core import checkpoint, files
-from minimind_core.checkpoint import checkpoints, load_checkpoint, load_model
+from minimind_core.checkpoint import checkpoints, load_checkpoint
 from minimind_core.cli import main
 from minimind_core.errors import CheckpointError, MiniMindError, OutputError
+from minimind_core.loading import load_model
 from minimind_core.microworld import conversation, write_story
 
 SMALL = ("--batch-size", "4", "--steps", "2", "--device", "cpu")
@@ -237,7 +238,7 @@ def test_answers_that_never_fit(here, capsys, small_runs):
         (["--micro-batch-size", "0"], ("micro_batch_size",)),
         (["--seq-len", "1"], ("seq_len must be at least 2",)),
         (["--seq-len", "100000"], ("seq_len 100000", "512 positions")),
-        (["--learning-rate", "nan"], ("learning_rate",)),
+        (["--learning-rate", "nan"], ("lr",)),
         (["--save-every", "-5"], ("save_every must be >= 0",)),
         (["--optimizer", "sgd"], ("--optimizer", "muon")),
         (["--seed", "-1"], ("--seed", "2^63")),

@@ -17,7 +17,6 @@ from minimind_core import files
 from minimind_core.checkpoint import (
     checkpoints,
     load_checkpoint,
-    load_model,
     save_checkpoint,
     save_model,
 )
@@ -29,6 +28,7 @@ from minimind_core.files import (
     read_json,
     write_json,
 )
+from minimind_core.loading import load_model
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's own habits")
 

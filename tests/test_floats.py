@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from minimind_core.floats import (
+from minimind_core.book.floats import (
     BFLOAT16,
     FLOAT16,
     FORMATS,

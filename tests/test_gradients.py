@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from minimind_core.config import ModelConfig
-from minimind_core.errors import PrecisionError
-from minimind_core.gradients import (
+from minimind_core.book.gradients import (
     compare,
     logit_gradients,
     take_gradient,
 )
+from minimind_core.config import ModelConfig
+from minimind_core.errors import PrecisionError
 from minimind_core.model import MiniMind
 
 SHAPE = ModelConfig(

@@ -9,22 +9,21 @@ import torch
 from torch import nn
 
 from minimind_core import lora
-from minimind_core.checkpoint import load_model, save_model
+from minimind_core.adapters import merge_lora
+from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
 from minimind_core.data import tokenizer_texts
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.export import export_hf
+from minimind_core.loading import load_adapter, load_hf_model, load_model
 from minimind_core.lora import (
     ALL_LINEAR,
     LoRALinear,
     apply_lora,
-    load_adapter,
-    load_base,
-    merge_lora,
     merge_lora_layers,
-    train_lora,
 )
 from minimind_core.model import MiniMind
+from minimind_core.recipes import train_lora
 from minimind_core.tokenizer import train_tokenizer
 
 SETTINGS = {"steps": 6, "batch_size": 4, "seq_len": 200, "device": "cpu",
@@ -137,7 +136,7 @@ def test_ours_and_pefts_train_to_the_same_weights(model, base):
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=list(ALL_LINEAR)
     )
-    theirs = peft.get_peft_model(load_base(base), config)
+    theirs = peft.get_peft_model(load_hf_model(base), config)
     ours = {n: p for n, p in model.named_parameters() if p.requires_grad}
     twins = {
         name.removeprefix("base_model.model.").replace(".default", ""): p
@@ -173,7 +172,7 @@ def test_the_adapter_learns_and_comes_off_again(trained, base):
     assert [r["step"] for r in run.history][-1] == SETTINGS["steps"]
     adapted, _ = load_adapter(out)
     assert torch.equal(logits(adapted), logits(run.model))
-    plain = logits(load_base(base))
+    plain = logits(load_hf_model(base))
     assert not torch.equal(logits(adapted), plain)
     with adapted.disable_adapter():
         assert torch.equal(logits(adapted), plain)
@@ -184,10 +183,10 @@ def test_merged_it_is_one_plain_model(trained, tmp_path):
     merged = merge_lora(out, tmp_path / "merged")
     assert not (merged / "adapter_config.json").exists()
     # Rounding of one addition to each weight: 2e-6 measured.
-    gap = (logits(load_base(merged)) - logits(run.model)).abs().max()
+    gap = (logits(load_hf_model(merged)) - logits(run.model)).abs().max()
     assert gap < 1e-5
     assert torch.equal(
-        logits(load_model(merged)[0]), logits(load_base(merged))
+        logits(load_model(merged)[0]), logits(load_hf_model(merged))
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_core.data import HELD_OUT_SEED, tokenizer_texts
+from minimind_core.data import tokenizer_texts
 from minimind_core.microworld import (
+    HELD_OUT_SEED,
     LANGUAGES,
     QUESTION_KINDS,
     NotInLanguage,

@@ -114,7 +114,7 @@ def test_an_overflow_stops_both_halves():
 
 def test_schedules():
     def curve(**changes):
-        config = TrainConfig(steps=100, warmup=0.1, **changes)
+        config = TrainConfig(steps=100, warmup_ratio=0.1, **changes)
         return [learning_rate_scale(s, config) for s in range(100)]
 
     ends = {"linear": 1 / 90, "cosine": 0.1, "constant": 1}
@@ -125,7 +125,7 @@ def test_schedules():
         assert values[:11] == sorted(values[:11])
         assert values[10:] == sorted(values[10:], reverse=True)
         assert values[-1] == pytest.approx(end, rel=3e-3)
-    assert learning_rate_scale(0, TrainConfig(warmup=0.0)) == 1
+    assert learning_rate_scale(0, TrainConfig(warmup_ratio=0.0)) == 1
 
 
 def test_rates_keep_their_ratio():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minimind_core import studies
+from minimind_core.book import studies
 from minimind_core.errors import ConfigError
 from minimind_core.files import write_json
 

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from minimind_core import stages
+from minimind_core.book import stages
+from minimind_core.book.studies import adapters
 from minimind_core.config import PRESETS, ModelConfig, TrainConfig
 from minimind_core.data import tokenizer_texts
 from minimind_core.lora import ALL_LINEAR, apply_lora
 from minimind_core.model import MiniMind
-from minimind_core.studies import adapters
 
 SHAPE = ModelConfig(
     vocab_size=300, hidden_size=32, num_hidden_layers=1,
@@ -86,7 +86,7 @@ def test_lora_plus_lets_b_learn_faster():
     torch.manual_seed(0)
     model = MiniMind(SHAPE)
     apply_lora(model, rank=2)
-    config = TrainConfig(learning_rate=1e-3, optimizer="adamw")
+    config = TrainConfig(lr=1e-3, optimizer="adamw")
     slow, fast = adapters.faster_b(model, config, 4.0).param_groups
     assert (slow["initial_lr"], fast["initial_lr"]) == (1e-3, 4e-3)
     assert all(p.abs().max() > 0 for p in slow["params"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from minimind_core.book.studies import attention
 from minimind_core.config import get_preset
 from minimind_core.microworld import write_stories
 from minimind_core.model import MiniMind
-from minimind_core.studies import attention
 from minimind_core.tokenizer import train_tokenizer
 
 

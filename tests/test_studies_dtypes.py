@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from minimind_core.book.studies import dtypes
 from minimind_core.config import PRESETS, ModelConfig
-from minimind_core.studies import dtypes
 
 
 @pytest.fixture

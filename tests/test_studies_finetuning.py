@@ -2,12 +2,12 @@
 
 import pytest
 
+from minimind_core.book.studies import finetuning
+from minimind_core.book.studies.finetuning import Recipe
 from minimind_core.checkpoint import save_model
 from minimind_core.config import PRESETS, ModelConfig
 from minimind_core.data import tokenizer_texts
 from minimind_core.model import IGNORE_INDEX, MiniMind
-from minimind_core.studies import finetuning
-from minimind_core.studies.finetuning import Recipe
 from minimind_core.tokenizer import train_tokenizer
 
 

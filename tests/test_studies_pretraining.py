@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from minimind_core.config import PRESETS, ModelConfig
-from minimind_core.microworld import write_story
-from minimind_core.microworld.stories import language_module
-from minimind_core.model import MiniMind
-from minimind_core.run import column
-from minimind_core.studies import pretraining
-from minimind_core.studies.pretraining import (
+from minimind_core.book.studies import pretraining
+from minimind_core.book.studies.pretraining import (
     CHOICE,
     KINDS,
     PERSONAL,
@@ -21,6 +16,11 @@ from minimind_core.studies.pretraining import (
     token_losses,
     who_has_what,
 )
+from minimind_core.config import PRESETS, ModelConfig
+from minimind_core.microworld import write_story
+from minimind_core.microworld.stories import language_module
+from minimind_core.model import MiniMind
+from minimind_core.run import column
 from minimind_core.tokenizer import train_tokenizer
 
 SHAPE = ModelConfig(
@@ -141,7 +141,7 @@ def test_who_has_what_asks_before_the_right_colour(tokenizer):
 def test_short_runs_start_alike_and_repeat(small):
     one, two = (short_run("tiny", steps=2, batch_size=2) for _ in range(2))
     assert column(one, "loss") == column(two, "loss")
-    other = short_run("tiny", steps=2, batch_size=2, learning_rate=1e-5)
+    other = short_run("tiny", steps=2, batch_size=2, lr=1e-5)
     losses = [column(log, "loss")[1] for log in (one, other)]
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
 

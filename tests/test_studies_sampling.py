@@ -2,8 +2,8 @@
 
 import pytest
 
+from minimind_core.book.studies.sampling import SETTINGS, judge
 from minimind_core.microworld import write_story
-from minimind_core.studies.sampling import SETTINGS, judge
 
 
 def test_judging_by_hand():

@@ -2,9 +2,9 @@
 
 import pytest
 
+from minimind_core.book.studies import scaling
 from minimind_core.config import PRESETS, ModelConfig, get_preset
 from minimind_core.cost import flops_per_token
-from minimind_core.studies import scaling
 
 
 @pytest.fixture

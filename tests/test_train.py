@@ -8,20 +8,14 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from minimind_core.chat import IGNORE_INDEX
 from minimind_core.checkpoint import checkpoints
 from minimind_core.config import ModelConfig, TrainConfig
-from minimind_core.data import (
-    IGNORE_INDEX,
-    Encoded,
-    Rows,
-    collate,
-    count_labels,
-    next_rows,
-)
-from minimind_core.errors import CheckpointError, ConfigError
+from minimind_core.data import Encoded, Rows, collate, count_labels, next_rows
+from minimind_core.errors import CheckpointError, ConfigError, TrainingError
 from minimind_core.model import MiniMind
 from minimind_core.run import column, read_log
-from minimind_core.train import Progress, Trainer, TrainingError
+from minimind_core.train import Progress, Trainer
 
 SHAPE = ModelConfig(
     vocab_size=67, hidden_size=32, num_hidden_layers=2,
@@ -88,7 +82,7 @@ def test_accumulation_equals_the_whole_batch(packed, micro):
     whole = collate(rows, 0)
     model(**whole).loss.backward()
     expected = gradients(model)
-    config = BASE.replace(micro_batch_size=micro, clip=0.0)
+    config = BASE.replace(micro_batch_size=micro, max_grad_norm=0.0)
     one = trainer(fresh(), config, packed=packed)
     record = one.train_step(one.model)
     # Another order of summation in float32: 4e-7 measured.
@@ -169,7 +163,8 @@ def finish(folder, config, *, from_checkpoint, model_seed=0, **options):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_resuming_equals_never_stopping(tmp_path, optimizer, dtype):
     config = BASE.replace(
-        steps=8, save_every=5, optimizer=optimizer, dtype=dtype, warmup=0.2
+        steps=8, save_every=5, optimizer=optimizer, dtype=dtype,
+        warmup_ratio=0.2,
     )
     whole = finish(tmp_path / "a", config, from_checkpoint=False)
     finish(tmp_path / "b", config, from_checkpoint=False)
@@ -181,7 +176,7 @@ def test_resuming_equals_never_stopping(tmp_path, optimizer, dtype):
         whole.model.parameters(), resumed.model.parameters(), strict=True
     ):
         assert torch.equal(a, b)
-    for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
+    for name in ("loss", "gradient_norm", "lr", "tokens"):
         assert column(whole.history, name) == column(resumed.history, name)
     logged = [r["step"] for r in read_log(tmp_path / "b")]
     assert logged == list(range(1, 9))
@@ -192,12 +187,12 @@ def test_resuming_another_run_is_refused(tmp_path):
     finish(tmp_path, config, from_checkpoint=False, state={"tokenizer": "x"})
     saved = checkpoints(tmp_path)[-1]
     other = trainer(
-        None, config.replace(learning_rate=1e-3), out=tmp_path,
+        None, config.replace(lr=1e-3), out=tmp_path,
         state={"tokenizer": "y"},
     )  # fmt: skip
     with pytest.raises(CheckpointError) as error:
         other.resume(saved)
-    assert "learning_rate was 0.003, now 0.001" in str(error.value)
+    assert "lr was 0.003, now 0.001" in str(error.value)
     assert "tokenizer was 'x', now 'y'" in str(error.value)
     torch.manual_seed(0)
     deeper = MiniMind(SHAPE.replace(num_hidden_layers=3))
@@ -236,7 +231,7 @@ def test_float16_is_scaled_and_overflows_are_skipped():
 def test_gradients_are_clipped_at_their_true_size():
     norms = {}
     for dtype in ("float32", "float16"):
-        run = trainer(None, BASE.replace(dtype=dtype, clip=0.01))
+        run = trainer(None, BASE.replace(dtype=dtype, max_grad_norm=0.01))
         norms[dtype] = run.train_step(run.model)["gradient_norm"]
         clipped = gradients(run.model).values()
         total = sum(float(g.square().sum()) for g in clipped) ** 0.5
@@ -271,8 +266,9 @@ def test_a_loss_that_is_no_number_stops_the_run():
 
 def test_a_batch_must_be_shared_evenly(monkeypatch):
     from minimind_core import train
+    from minimind_core.distributed import Processes
 
-    three = train.Processes(0, 3)
+    three = Processes(0, 3)
     monkeypatch.setattr(train, "join_processes", lambda device: three)
     with pytest.raises(ConfigError, match="cannot be shared evenly"):
         trainer()

@@ -8,9 +8,9 @@ import re
 import pytest
 from PIL import Image
 
-from minimind_core import viz
+from minimind_core.book import viz
+from minimind_core.book.floats import FLOAT16
 from minimind_core.data import tokenizer_texts
-from minimind_core.floats import FLOAT16
 from minimind_core.microworld import write_story
 from minimind_core.model import RMSNorm
 from minimind_core.tokenizer import train_tokenizer

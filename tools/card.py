@@ -15,8 +15,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image
 
+from minimind_core.book.viz import INK, PAPER
 from minimind_core.run import column, read_log
-from minimind_core.viz import INK, PAPER
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -72,6 +72,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         draw(Path(sys.argv[1]))
     else:
-        from minimind_core.stages import get_stage
+        from minimind_core.book.stages import get_stage
 
         draw(get_stage("pretrain"))

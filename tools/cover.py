@@ -19,8 +19,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageChops
 
+from minimind_core.book.viz import INK, PAPER
 from minimind_core.run import column, read_log
-from minimind_core.viz import INK, PAPER
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

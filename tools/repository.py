@@ -41,7 +41,7 @@ if importlib.util.find_spec("minimind_core") is None:
     address = "https://github.com/{slug}"
 {unset}    %pip install --quiet "minimind-core @ git+{{address}}"
 
-from minimind_core.colab import set_up
+from minimind_core.book.colab import set_up
 
 set_up()"""
 # Somebody may own that name: nothing is to be installed from there.

@@ -12,6 +12,16 @@ choices is known, so is the probability of every story and the entropy of
 the whole: the floor under every loss curve of the book.
 """
 
+from minimind_core.microworld.metrics import (
+    HELD_OUT_SEED,
+    held_out_questions,
+    story_floor,
+    valid_fraction,
+)
+from minimind_core.microworld.sources import (
+    MicroworldConversations,
+    MicroworldStories,
+)
 from minimind_core.microworld.stories import (
     LANGUAGES,
     Entropy,
@@ -34,8 +44,10 @@ from minimind_core.microworld.tasks import (
 )
 
 __all__ = [
-    "LANGUAGES", "MAIN_KINDS", "QUESTION_KINDS", "Choice", "Conversation",
-    "Entropy", "NotInLanguage", "Preference", "Story", "conversation",
-    "entropy", "is_valid", "preference", "read_story", "skill_conversation",
-    "write_stories", "write_story",
+    "HELD_OUT_SEED", "LANGUAGES", "MAIN_KINDS", "QUESTION_KINDS", "Choice",
+    "Conversation", "Entropy", "MicroworldConversations",
+    "MicroworldStories", "NotInLanguage", "Preference", "Story",
+    "conversation", "entropy", "held_out_questions", "is_valid",
+    "preference", "read_story", "skill_conversation", "story_floor",
+    "valid_fraction", "write_stories", "write_story",
 ]  # fmt: skip

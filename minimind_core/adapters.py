@@ -1,0 +1,162 @@
+"""LoRA through peft: adapters in files that other tools read.
+
+    from minimind_core import merge_lora, train_lora
+    train_lora("runs/hf", "runs/lora")         # on an exported folder
+    merge_lora("runs/lora", "runs/merged")     # a plain model again
+
+What is trained, and how, is the recipe `minimind_core.recipes.train_lora`.
+Here an adapter is put on a model, written, and added to its base.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimind_core.checkpoint import RUN_FILE, weights_of
+from minimind_core.config import ModelConfig
+from minimind_core.errors import ConfigError
+from minimind_core.export import write_package
+from minimind_core.files import (
+    atomic_folder,
+    read_json,
+    require_new,
+    write_json,
+    writing,
+)
+from minimind_core.loading import (
+    ADAPTER_CONFIG,
+    import_peft,
+    load_hf_model,
+    load_merged,
+)
+from minimind_core.lora import ALL_LINEAR, TIED, refuse_tied
+from minimind_core.run import read_metadata
+from minimind_core.tokenizer import save_tokenizer
+from minimind_core.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def check_targets(
+    targets: str | Sequence[str], shape: ModelConfig
+) -> None:
+    """Refuse layers that do not exist or must not be adapted.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if isinstance(targets, str):
+        return
+    refuse_tied(targets, shape)
+    if unknown := sorted(set(targets) - {*ALL_LINEAR, *TIED}):
+        raise ConfigError(
+            f"no layer is named {', '.join(unknown)}; there is "
+            f"{', '.join(ALL_LINEAR)}"
+        )
+
+
+def add_adapter(
+    base: str | Path,
+    *,
+    rank: int = 8,
+    alpha: float = 16,
+    targets: str | Sequence[str] = "all-linear",
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> Any:
+    """A stock model with a new adapter on it.
+
+    Parameters
+    ----------
+    base : path
+        A Hugging Face folder.
+    rank, alpha, targets, dropout, use_rslora, use_dora
+        See `peft.LoraConfig`.
+
+    Returns
+    -------
+    peft.PeftModel
+        Only the adapter is trainable. Its initial weights are drawn from
+        torch's global generator.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no sound model.
+    """
+    with import_peft() as peft:
+        adapter = peft.LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=targets if isinstance(targets, str)
+            else list(targets),
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        return peft.get_peft_model(load_hf_model(base), adapter)
+
+
+def save_adapter(
+    model: Any, tok: PreTrainedTokenizerFast, base: Path, out: Path
+) -> None:
+    with writing(out):
+        # The base's tied weights are no adapter's business.
+        model.save_pretrained(out, save_embedding_layers=False)
+    save_tokenizer(tok, out)
+    path = out / ADAPTER_CONFIG
+    described = read_json(path)
+    nearby = os.path.relpath(base.resolve(), out.resolve())
+    described["base_model_name_or_path"] = Path(nearby).as_posix()
+    write_json(path, described)
+    (out / "README.md").unlink(missing_ok=True)  # peft's form, unfilled
+
+
+def merge_lora(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+) -> Path:
+    """Add an adapter to its base: a plain model that needs no peft.
+
+    Parameters
+    ----------
+    adapter : path
+    out : path
+        The new Hugging Face folder.
+    base : path, optional
+        The base's folder, where it is not where the adapter says.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    CheckpointError, OutputError
+    """
+    adapter, out = Path(adapter), Path(out)
+    require_new(out)
+    model, tok = load_merged(adapter, base=base)
+    facts = read_metadata(adapter)
+    with atomic_folder(out) as folder:
+        write_package(folder, model.config, weights_of(model), tok)
+        write_json(
+            folder / RUN_FILE,
+            {
+                **{k: facts[k] for k in ("data", "seed") if k in facts},
+                "stage": "merged",
+                "finished": True,
+                "minimind_core": __version__,
+            },
+        )
+    return out

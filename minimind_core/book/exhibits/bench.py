@@ -1,0 +1,107 @@
+"""The small things on which bugs are measured: models, batches, a tokenizer.
+
+    from minimind_core.book.exhibits.bench import new_model, read_model
+    new_model()                        # two layers, at its random start
+    model, tokenizer = read_model()    # the same, having learnt a sentence
+
+Nothing here is wrong. All of it is made in a second or two, so that a bug
+can be measured without a trained model from the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minimind_core.config import ModelConfig
+from minimind_core.model import MiniMind
+from minimind_core.tokenizer import encode_document, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SENTENCE = "one small story about a small model"
+INDENTED = "def f(x):\n    y = x\n    return y\n"
+SHAPE = ModelConfig(
+    vocab_size=300, hidden_size=32, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+    rope_theta=1e4, max_position_embeddings=128,
+)  # fmt: skip
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Draw the same numbers each time, and leave torch's own alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def new_model(seed: int = 0, **changes: object) -> MiniMind:
+    """A model of two small layers at its random start.
+
+    Parameters
+    ----------
+    seed : int
+        The same one gives the same weights.
+    **changes
+        Of its `ModelConfig`.
+    """
+    with seeded(seed):
+        return MiniMind(SHAPE.replace(**changes))
+
+
+def random_ids(*shape: int, vocab_size: int = 300, seed: int = 1) -> Tensor:
+    """Ids of ordinary tokens, the same ones each time."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(9, vocab_size, shape, generator=draw)
+
+
+@torch.enable_grad()
+def learn(
+    model: torch.nn.Module, ids: Tensor, steps: int, part: str = ""
+) -> None:
+    """Some steps of AdamW on one batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place.
+    ids : Tensor of int64, shape (batch, time)
+    steps : int
+    part : str
+        Only parameters with this in their name learn.
+    """
+    some = [p for name, p in model.named_parameters() if part in name]
+    optimizer = torch.optim.AdamW(some, lr=1e-2, weight_decay=0.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+@lru_cache(maxsize=1)
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 300 tokens that has read a sentence and some code."""
+    return train_tokenizer([SENTENCE, INDENTED] * 50, 300)
+
+
+@lru_cache(maxsize=1)
+def read_model() -> tuple[MiniMind, PreTrainedTokenizerFast]:
+    """A model that has read one sentence until it knows it, and its end.
+
+    Returns
+    -------
+    MiniMind
+        Not to be changed.
+    PreTrainedTokenizerFast
+    """
+    tokenizer = small_tokenizer()
+    model = new_model(vocab_size=len(tokenizer))
+    learn(model, torch.tensor([encode_document(tokenizer, SENTENCE)]), 60)
+    return model.eval(), tokenizer

@@ -1,0 +1,112 @@
+"""A router that does not learn from the loss.
+
+    from minimind_core.book.exhibits.experts import mix, router_gradient
+    router_gradient(1, always=True)    # about 1e-9
+
+In a mixture of experts a router gives each token a few of several networks,
+and weighs their outputs. This package has no such model; the few lines that
+go wrong are here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minimind_core.book.exhibits.bench import seeded
+from minimind_core.book.exhibits.catalogue import (
+    Exhibit,
+    Kind,
+    Measured,
+    Notice,
+)
+
+
+def mix(
+    x: Tensor,
+    router: nn.Linear,
+    experts: nn.ModuleList,
+    chosen: int,
+    *,
+    always: bool,
+) -> Tensor:
+    """Send each token to its best experts, and add up what they say.
+
+    Parameters
+    ----------
+    x : Tensor, shape (tokens, hidden)
+    router : nn.Linear
+        From hidden to a score for each expert.
+    experts : nn.ModuleList
+    chosen : int
+        Experts per token.
+    always : bool
+        Make the weights of the chosen add up to one also where there is
+        only one of them: it is then divided by itself.
+
+    Returns
+    -------
+    Tensor, shape (tokens, hidden)
+    """
+    weights, places = router(x).softmax(-1).topk(chosen, -1)
+    if always or chosen > 1:
+        weights = weights / weights.sum(-1, keepdim=True)
+    said = torch.stack([expert(x) for expert in experts], 1)
+    index = places[..., None].expand(-1, -1, x.size(-1))
+    return (weights[..., None] * said.gather(1, index)).sum(1)
+
+
+def router_gradient(chosen: int, *, always: bool) -> float:
+    """The length of the gradient that reaches the router from a loss.
+
+    Parameters
+    ----------
+    chosen, always
+        As in `mix`.
+    """
+    with seeded():
+        router = nn.Linear(32, 4, bias=False)
+        experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+        x, wanted = torch.randn(2, 64, 32)
+    found = mix(x, router, experts, chosen, always=always)
+    (found - wanted).square().mean().backward()
+    assert router.weight.grad is not None
+    return router.weight.grad.norm().item()
+
+
+# --- measured -----------------------------------------------------------
+
+
+def measure_router() -> Measured:
+    """What the loss tells the router, with one expert a token."""
+    bug = router_gradient(1, always=True)
+    fix = router_gradient(1, always=False)
+    return Measured(
+        "gradient of the loss at the router, one expert a token",
+        f"{bug:.0e}", f"{fix:.0e}", bug < 1e-6 < 1e-3 < fix,
+    )  # fmt: skip
+
+
+EXHIBITS = (
+    Exhibit(
+        key="deaf-router",
+        title="A router that no loss can reach",
+        commit="d65ef2c",
+        date="2026-08-21",
+        place="model/model_minimind.py:161",
+        quote="if self.config.norm_topk_prob: topk_weight = topk_weight / "
+        "(topk_weight.sum(dim=-1, keepdim=True) + 1e-20)",
+        came="2026-03-25 101d7df",
+        gone="2026-09-17 #859",
+        kind=Kind.TRAINING,
+        noticed=Notice.NOTHING,
+        cost="With one expert a token the weight is divided by itself: it is "
+        "1 whatever the router says. Only the penalty for uneven use still "
+        "reaches the router, so experts stay alike.",
+        fix="Let weights add up to one only where there are several.",
+        measure=measure_router,
+        test="tests/test_exhibits_experts.py::"
+        "test_a_router_hears_the_loss_however_many_are_chosen",
+        page="museum",
+    ),
+)

@@ -1,0 +1,217 @@
+"""The trained models the book talks about, from a cache or made now.
+
+    from minimind_core.book.stages import get_stage
+    folder = get_stage("sft")          # instantly, or after a few minutes
+
+    python -m minimind_core.book       # train everything the pages need
+
+The cache is keyed on the code that makes a model: an edit to it trains anew,
+an edit to a comment or a docstring does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import minimind_core
+from minimind_core.adapters import merge_lora
+from minimind_core.config import get_preset
+from minimind_core.data import parse_data, tokenizer_texts
+from minimind_core.errors import ConfigError
+from minimind_core.export import export_hf
+from minimind_core.recipes import pretrain, sft, train_lora
+from minimind_core.run import is_finished
+from minimind_core.tokenizer import train_tokenizer
+
+STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
+"""In the order they are made, each from the ones before it."""
+
+# Modules that a trained model does not depend on.
+BESIDE = {
+    "__init__", "__main__", "book", "cli", "cost", "system", "talk",
+    "tracking",
+}  # fmt: skip
+KEEP = 3
+
+
+def cache_folder() -> Path:
+    """Where trained stages are kept.
+
+    Returns
+    -------
+    Path
+        ``$MINIMIND_CACHE`` if it is set, else ``minimind_core`` in the
+        user's cache folder.
+    """
+    if chosen := os.environ.get("MINIMIND_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "minimind_core"
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A short name for the code that makes a trained model.
+
+    Comments and docstrings do not count, nor do modules that only show or
+    start things; the version of torch does.
+    """
+    root = Path(minimind_core.__file__).parent
+    files = [
+        file
+        for file in sorted(root.rglob("*.py"))
+        if file.relative_to(root).parts[0].removesuffix(".py") not in BESIDE
+    ]
+    return digest(files, torch.__version__)
+
+
+def digest(files: Iterable[Path], start: str) -> str:
+    """A short name for what the code in files does.
+
+    Parameters
+    ----------
+    files : iterable of path
+        Python files of this package.
+    start : str
+        Something else that the name shall depend on.
+    """
+    root = Path(minimind_core.__file__).parent
+    found = hashlib.sha256(start.encode())
+    for file in files:
+        inside = file.is_relative_to(root)
+        name = file.relative_to(root).as_posix() if inside else file.name
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
+                body[0].value.value = ""
+        found.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return found.hexdigest()[:12]
+
+
+def get_stage(
+    name: str,
+    *,
+    preset: str = "tiny",
+    data: str = "microworld",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """The folder of a trained stage.
+
+    Parameters
+    ----------
+    name : {"tokenizer", "pretrain", "sft", "hf", "lora", "merged"}
+    preset : {"tiny", "small", "base"}
+        The model's size. The two larger ones are for a GPU.
+    data : str
+        ``microworld`` or ``microworld:zh``.
+    seed : int
+    progress : bool
+        Print a progress line if it has to be trained now.
+
+    Returns
+    -------
+    Path
+        Not to be written to.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown stage or preset.
+    """
+    if name not in STAGES:
+        raise ConfigError(
+            f"unknown stage {name!r}; there is {', '.join(STAGES)}"
+        )
+    size = get_preset(preset).name
+    spec = parse_data(data)
+    key = f"{code_digest()}-{str(spec).replace(':', '-')}-{seed}"
+    if size != "tiny":
+        key += f"-{size}"
+    base = cache_folder() / "stages"
+    folder = base / key
+    # Two notebooks may ask at once: the second waits for the first.
+    with locked(base, key):
+        fresh = not folder.exists()
+        for stage in STAGES[: STAGES.index(name) + 1]:
+            _make(stage, folder, size, str(spec), seed, progress)
+        if fresh:
+            _forget_old(base, folder)
+    return folder / name
+
+
+@contextlib.contextmanager
+def locked(base: Path, key: str) -> Iterator[None]:
+    """Let one process at a time make what is called `key` in a folder."""
+    from filelock import FileLock
+
+    base.mkdir(parents=True, exist_ok=True)
+    with FileLock(base / f"{key}.lock"):
+        yield
+
+
+def _make(
+    stage: str,
+    folder: Path,
+    preset: str,
+    data: str,
+    seed: int,
+    progress: bool,
+) -> None:
+    out = folder / stage
+    trained = stage in ("pretrain", "sft", "lora")
+    if is_finished(out) if trained else out.exists():
+        return
+    if stage == "tokenizer":
+        size = get_preset(preset).vocab_size
+        train_tokenizer(tokenizer_texts(data), size, out=out)
+    elif stage == "pretrain":
+        pretrain(
+            out, preset=preset, data=data, seed=seed, progress=progress,
+            tokenizer=folder / "tokenizer", resume=True, save_every=200,
+        )  # fmt: skip
+    elif stage == "sft":
+        sft(
+            folder / "pretrain", out, data=data, seed=seed,
+            progress=progress, resume=True, save_every=200,
+        )  # fmt: skip
+    elif stage == "hf":
+        export_hf(folder / "sft", out)
+    elif stage == "lora":
+        train_lora(
+            folder / "hf", out, data=data, seed=seed, progress=progress,
+            resume=True,
+        )  # fmt: skip
+    else:
+        merge_lora(folder / "lora", out)
+
+
+def _forget_old(base: Path, newest: Path) -> None:
+    """Keep the stages of a few versions of the code only."""
+    suffix = newest.name.partition("-")[2]
+    folders = [f for f in base.glob(f"*-{suffix}") if f.is_dir()]
+    folders.sort(key=lambda f: f.stat().st_mtime)
+    for old in folders[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+        (base / f"{old.name}.lock").unlink(missing_ok=True)

@@ -1,0 +1,556 @@
+"""Short trainings side by side, and where a loss comes from.
+
+    from minimind_core.book.studies import get_study
+    get_study("learning_rates")    # loss by rate, with and without warm-up
+    get_study("binding")           # when a model learns who has what
+
+    from minimind_core.book.studies.pretraining import nats_by_kind
+    nats_by_kind(model, tokenizer, stories)["remembered: what"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from operator import sub
+from statistics import fmean, quantiles
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from minimind_core.book.stages import get_stage
+from minimind_core.config import TrainConfig, get_preset
+from minimind_core.data import (
+    Document,
+    Encoded,
+    Row,
+    Rows,
+    Source,
+    document_encoder,
+    next_rows,
+    open_source,
+    parse_data,
+)
+from minimind_core.evaluation import held_out_documents, rows_loss
+from minimind_core.microworld import Story, write_story
+from minimind_core.microworld.stories import language_module
+from minimind_core.microworld.tape import Language, Options, Reader
+from minimind_core.microworld.world import COLORS, tell
+from minimind_core.model import MiniMind
+from minimind_core.run import Record, column
+from minimind_core.tokenizer import (
+    encode_document,
+    encode_text,
+    load_tokenizer,
+    plain_backend,
+)
+from minimind_core.train import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HELD_OUT = 1_000_000
+"""The seed of stories that no training here sees."""
+
+# --- where the loss of a story lives ---------------------------------------
+
+TEMPLATE, CHOICE, WHO, WHAT = (
+    "template", "free choice", "remembered: who", "remembered: what",
+)  # fmt: skip
+KINDS = (TEMPLATE, CHOICE, WHO, WHAT)
+PERSONAL = {
+    "person", "introduced", "job", "home", "sub", "Sub", "obj", "poss",
+}  # fmt: skip
+
+
+class TokenKinds(NamedTuple):
+    """A story's tokens, each with what it is.
+
+    Attributes
+    ----------
+    ids : list of int
+        Begin, text, end.
+    kinds : list of str
+        Of every token but the first: one of `KINDS`.
+    floors : list of float
+        Its surprise to one who knows the program, in nats; they add up to
+        the surprise of the story.
+    """
+
+    ids: list[int]
+    kinds: list[str]
+    floors: list[float]
+
+
+class _Marker(Reader):
+    """Reads a story and notes what each character depends on."""
+
+    def __init__(self, language: Language, text: str) -> None:
+        super().__init__(language, text)
+        self.surprise = [0.0] * len(text)
+        self.kinds = [TEMPLATE] * len(text)
+
+    def _emit(self, text: str) -> None:
+        start = self.position
+        super()._emit(text)
+        # What a sentence does not say itself, it fills in from the state.
+        words = self.language.words
+        tables = {table for table in words if text in words[table].values()}
+        if tables:
+            kind = WHO if tables <= PERSONAL else WHAT
+            self.kinds[start : self.position] = [kind] * len(text)
+
+    def _pick(self, options: Options, texts: Sequence[str]) -> int:
+        start = self.position
+        at = super()._pick(options, texts)
+        chosen, left = texts[at], sum(options.weights)
+        for n in range(1, len(chosen) + 1):
+            kept = sum(
+                weight
+                for weight, text in zip(options.weights, texts, strict=True)
+                if text[:n] == chosen[:n]
+            )
+            self.surprise[start + n - 1] += math.log(left / kept)
+            left = kept
+        return at
+
+
+def token_kinds(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> TokenKinds:
+    """What each token of a story is, and how surprising it must be.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    text : str
+        A valid story, in English.
+
+    Returns
+    -------
+    TokenKinds
+        A token is a free choice if something is left open when it comes;
+        remembered if it repeats what the story has said or what follows
+        from it; else part of the template.
+    """
+    marker = _Marker(language_module("en").LANGUAGE, text)
+    tell(marker)
+    marker.finish()
+    kinds, floors = [], []
+    for start, end in plain_backend(tokenizer).encode(text).offsets:
+        floor = sum(marker.surprise[start:end])
+        found = {marker.kinds[i] for i in range(start, end)} - {TEMPLATE}
+        kind = max(found, default=TEMPLATE)
+        kinds.append(CHOICE if floor > 1e-12 else kind)
+        floors.append(floor)
+    ids = encode_document(tokenizer, text)
+    return TokenKinds(ids, [*kinds, TEMPLATE], [*floors, 0.0])
+
+
+@torch.no_grad()
+def token_losses(
+    model: nn.Module, documents: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The loss at each token of some documents but the first.
+
+    Parameters
+    ----------
+    model : nn.Module
+    documents : sequence of sequences of int
+
+    Returns
+    -------
+    list of list of float
+        In nats.
+    """
+    device = next(model.parameters()).device
+    width = max(map(len, documents))
+    padded = [[*ids, *[0] * (width - len(ids))] for ids in documents]
+    ids = torch.tensor(padded, device=device)
+    found = nn.functional.cross_entropy(
+        model(ids).logits[:, :-1].float().transpose(1, 2), ids[:, 1:],
+        reduction="none",
+    )  # fmt: skip
+    rows = found.tolist()
+    return [
+        row[: len(one) - 1] for row, one in zip(rows, documents, strict=True)
+    ]
+
+
+def nats_by_kind(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """How much of a story's loss each kind of token holds.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : PreTrainedTokenizerFast
+    texts : sequence of str
+        Valid stories.
+
+    Returns
+    -------
+    dict
+        Kind -> ``loss`` and ``floor`` in nats a story, ``tokens`` a story.
+    """
+    marked = [token_kinds(tokenizer, text) for text in texts]
+    losses = token_losses(model, [one.ids for one in marked])
+    found = {
+        kind: {"loss": 0.0, "floor": 0.0, "tokens": 0.0} for kind in KINDS
+    }
+    for one, row in zip(marked, losses, strict=True):
+        for kind, floor, loss in zip(
+            one.kinds, one.floors, row, strict=True
+        ):
+            found[kind]["loss"] += loss / len(texts)
+            found[kind]["floor"] += floor / len(texts)
+            found[kind]["tokens"] += 1 / len(texts)
+    return found
+
+
+def who_has_what(
+    tokenizer: PreTrainedTokenizerFast, count: int
+) -> Callable[[nn.Module], Record]:
+    """A check for the trainer: does the model know whose colour is whose?
+
+    At the end of a story of trading it stands in front of a colour that it
+    has to remember, twice. Two were named; one is right.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    count : int
+        Stories.
+
+    Returns
+    -------
+    callable
+        Of a model; gives the mean probability of the ``right`` colour, of
+        the ``other`` one of the story, and of ``any`` of all colours.
+    """
+    words = language_module("en").WORDS["color"]
+    colour = {
+        key: encode_text(tokenizer, f" {words[key]}")[0]
+        for key in COLORS.keys
+    }
+    places: list[tuple[list[int], int, int]] = []
+    for story in _trades(count):
+        after = 0
+        for own, swapped in (("color2", "color"), ("color", "color2")):
+            right = words[story.state[own]]
+            after = story.text.index(f" has the {right}", after) + 8
+            ids = encode_document(tokenizer, story.text[:after])[:-1]
+            places.append((
+                ids, colour[story.state[own]], colour[story.state[swapped]]
+            ))
+    width = max(len(ids) for ids, _, _ in places)
+    padded = [ids + [0] * (width - len(ids)) for ids, _, _ in places]
+    ends = [len(ids) - 1 for ids, _, _ in places]
+    rows = range(len(places))
+
+    def check(model: nn.Module) -> Record:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            logits = model(torch.tensor(padded, device=device)).logits
+        probs = logits[rows, ends].float().softmax(-1).cpu()
+        return {
+            "right": float(probs[rows, [r for _, r, _ in places]].mean()),
+            "other": float(probs[rows, [o for _, _, o in places]].mean()),
+            "any": float(probs[:, list(colour.values())].sum(1).mean()),
+        }
+
+    return check
+
+
+def _trades(count: int) -> list[Story]:
+    found: list[Story] = []
+    index = 0
+    while len(found) < count:
+        story = write_story(HELD_OUT, index)
+        if story.state["plot"] == "trade":
+            found.append(story)
+        index += 1
+    return found
+
+
+# --- short trainings -------------------------------------------------------
+
+BATCH = 8
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WARMUPS = (0.0, 0.3)
+SWEEP_STEPS = 40
+OPTIMIZERS = (
+    ("adamw", 8e-3), ("adamw", 1.6e-2), ("muon", 7e-3), ("muon", 1.4e-2),
+)  # fmt: skip
+OPTIMIZER_STEPS = 80
+BINDING_STEPS, BINDING_BATCH, BINDING_EVERY = 600, 16, 10
+BINDING_KNOWN = 3
+"""So many times in a row the answer must be right before training ends."""
+BINDING_RATES = (4e-3, 2e-3)
+FAULT_STEPS = 50
+
+
+def short_run(
+    preset: str,
+    *,
+    steps: int,
+    batch_size: int = BATCH,
+    encode_like: Callable[[list[int]], list[int]] | None = None,
+    stories: int | None = None,
+    validate: Callable[[nn.Module], Record] | None = None,
+    **settings: Any,
+) -> list[Record]:
+    """A few steps of a new model, always from the same start.
+
+    Parameters
+    ----------
+    preset : str
+    steps, batch_size : int
+    encode_like : callable, optional
+        Makes the labels from the ids; the ids themselves if not given.
+    stories : int, optional
+        Train on so many again and again instead of on ever new ones.
+    validate : callable, optional
+        See `Trainer`.
+    **settings
+        Of `TrainConfig`.
+
+    Returns
+    -------
+    list of dict
+        The log, with every step in it.
+    """
+    tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
+    chosen = get_preset(preset)
+    config = chosen.pretrain.replace(**{
+        "steps": steps, "batch_size": batch_size, "micro_batch_size": None,
+        "seq_len": 128, "packed": False, "log_every": 1, "sample_every": 0,
+        "validate_every": 0, "save_every": 0, "schedule": "constant",
+        "optimizer": "adamw", "lr": 3e-3, "warmup_ratio": 0.1,
+        **settings,
+    })  # fmt: skip
+    shape = chosen.model.replace(vocab_size=len(tokenizer))
+    torch.manual_seed(config.seed)
+    trainer = Trainer(
+        MiniMind(shape),
+        _stream(tokenizer, config, encode_like, stories),
+        config, validate=validate, progress=False,
+    )  # fmt: skip
+    return trainer.fit()
+
+
+class _Again:
+    """The first stories of a source, over and over."""
+
+    size = None
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count = source, count
+
+    def records(self, indices: Sequence[int]) -> list[Document]:
+        return self.source.records([i % self.count for i in indices])
+
+
+def _stream(
+    tokenizer: PreTrainedTokenizerFast,
+    config: TrainConfig,
+    encode_like: Callable[[list[int]], list[int]] | None,
+    stories: int | None,
+    *,
+    held_out: bool = False,
+) -> Rows:
+    source = open_source(
+        parse_data("microworld"), "text", seed=config.seed, held_out=held_out
+    )
+    if stories is not None:
+        source = _Again(source, stories)
+    plain = document_encoder(tokenizer)
+
+    def encode(texts: list[str]) -> list[Encoded | None]:
+        label = encode_like or list
+        return [
+            Encoded(one.input_ids, label(one.input_ids))
+            for one in plain(texts)
+            if one is not None
+        ]
+
+    return Rows(source, encode, seq_len=config.seq_len, seed=config.seed)
+
+
+def learning_rates(preset: str, progress: bool) -> list[dict[str, Any]]:
+    """AdamW at six rates, without and with a long warm-up.
+
+    Returns
+    -------
+    list of dict
+        ``rate``, ``warmup_ratio``, ``losses`` by step and ``last``, the
+        mean of the last five.
+    """
+    found = []
+    for warmup in WARMUPS:
+        for rate in RATES:
+            if progress:
+                print(f"  {rate:g}, warm-up {warmup:g}", flush=True)
+            log = short_run(
+                preset, steps=SWEEP_STEPS, lr=rate, warmup_ratio=warmup
+            )
+            losses = column(log, "loss")[1]
+            found.append({
+                "rate": rate, "warmup_ratio": warmup, "losses": losses,
+                "last": fmean(losses[-5:]),
+            })  # fmt: skip
+    return found
+
+
+def optimizers(preset: str, progress: bool) -> list[dict[str, Any]]:
+    """AdamW and the Muon hybrid on the same stories for as many steps.
+
+    Returns
+    -------
+    list of dict
+        ``optimizer``, ``rate`` (of the matrices), ``losses``, the
+        ``held_out`` loss at the end, the ``floor``, and the ``seconds`` of
+        a step when nothing else disturbs it: the first decile of all steps.
+    """
+    tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
+    check = held_out_documents(tokenizer, "microworld", seed=0, count=100)
+    found = []
+    for name, rate in OPTIMIZERS:
+        if progress:
+            print(f"  {name} {rate:g}", flush=True)
+        settings: dict[str, Any] = {"lr": rate}
+        if name == "muon":
+            settings = {"lr": 8e-3, "muon_lr_ratio": rate / 8e-3}
+        log = short_run(
+            preset, steps=OPTIMIZER_STEPS, optimizer=name, warmup_ratio=0.2,
+            schedule="linear", validate=check, **settings,
+        )  # fmt: skip
+        clock = column(log, "seconds")[1]
+        found.append({
+            "optimizer": name, "rate": rate,
+            "losses": column(log, "loss")[1],
+            "held_out": log[-1]["validation_loss"],
+            "floor": log[-1]["floor"],
+            "seconds": quantiles(map(sub, clock[1:], clock), n=10)[0],
+        })  # fmt: skip
+    return found
+
+
+class _LearntError(Exception):
+    """There is nothing more to wait for."""
+
+
+def binding(preset: str, progress: bool) -> dict[str, list[float]]:
+    """A short pretraining, asked again and again who has what.
+
+    It ends soon after the model has learnt it: when that will be differs
+    from one start to another by more than a factor of two.
+
+    Returns
+    -------
+    dict
+        By step: ``steps``, ``right``, ``other`` and ``any`` (see
+        `who_has_what`), and for each of `KINDS` its loss above the floor in
+        nats a story.
+    """
+    tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
+    asked = who_has_what(tokenizer, 24)
+    texts = [write_story(HELD_OUT, i).text for i in range(24)]
+    seen: list[Record] = []
+
+    def check(model: nn.Module) -> Record:
+        kinds = nats_by_kind(model, tokenizer, texts)
+        above = {k: v["loss"] - v["floor"] for k, v in kinds.items()}
+        step = (len(seen) + 1) * BINDING_EVERY
+        seen.append({"steps": step, **asked(model), **above})
+        last = [one["right"] for one in seen[-BINDING_KNOWN:]]
+        if len(last) == BINDING_KNOWN and min(last) > 0.9:
+            raise _LearntError
+        return {}
+
+    if progress:
+        print(f"  at most {BINDING_STEPS} steps", flush=True)
+    with contextlib.suppress(_LearntError):
+        short_run(
+            preset, steps=BINDING_STEPS, batch_size=BINDING_BATCH,
+            optimizer="muon", lr=BINDING_RATES[0],
+            muon_lr_ratio=BINDING_RATES[1] / BINDING_RATES[0],
+            warmup_ratio=20 / BINDING_STEPS,
+            validate_every=BINDING_EVERY, validate=check,
+        )  # fmt: skip
+    names = ("steps", "right", "other", "any", *KINDS)
+    return {name: [float(one[name]) for one in seen] for name in names}
+
+
+def _see_the_answer(ids: list[int]) -> list[int]:
+    """Labels one place late: each position is asked what it has just read."""
+    return [ids[0], *ids[:-1]]
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "a learning rate 30 times too high": {"lr": 9e-2},
+    "labels that the model has already read": {
+        "encode_like": _see_the_answer,
+    },
+    "the same eight stories again and again": {"stories": 8},
+}
+
+
+def faults(preset: str, progress: bool) -> list[dict[str, Any]]:
+    """Four trainings, three of which have something wrong.
+
+    Returns
+    -------
+    list of dict
+        ``fault``, ``losses`` by step, ``steps`` and ``held_out`` for the
+        loss on stories that were not trained on, with the same labels, and
+        the ``floor``.
+    """
+    tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
+    base = TrainConfig(seq_len=128)
+    texts = [write_story(HELD_OUT, i) for i in range(40)]
+    tokens = sum(
+        len(encode_document(tokenizer, s.text)) - 1 for s in texts
+    )
+    floor = -sum(story.logprob for story in texts) / tokens
+    found = []
+    for fault, settings in FAULTS.items():
+        if progress:
+            print(f"  {fault}", flush=True)
+        rows = next_rows(
+            _stream(tokenizer, base, settings.get("encode_like"), None,
+                    held_out=True),
+            len(texts),
+        )  # fmt: skip
+        log = short_run(
+            preset, steps=FAULT_STEPS, validate_every=10,
+            validate=_mean_loss(rows), **settings,
+        )  # fmt: skip
+        steps, held_out = column(log, "validation_loss")
+        found.append({
+            "fault": fault, "losses": column(log, "loss")[1],
+            "steps": steps, "held_out": held_out, "floor": floor,
+        })  # fmt: skip
+    return found
+
+
+def _mean_loss(rows: list[Row]) -> Callable[[nn.Module], Record]:
+    def check(model: nn.Module) -> Record:
+        nats, tokens = rows_loss(model, rows)
+        return {"validation_loss": nats / tokens}
+
+    return check
+
+
+STUDIES = {
+    "learning_rates": learning_rates,
+    "optimizers": optimizers,
+    "binding": binding,
+    "faults": faults,
+}

@@ -1,0 +1,187 @@
+"""Published data sets, read as a stream and kept as files of our own.
+
+    python -m minimind_core.data.corpora roneneldan/TinyStories \\
+        --records 100000 --out tinystories.jsonl
+    minimind pretrain --preset small --data tinystories.jsonl --out runs/p
+
+    python -m minimind_core.data.corpora jingyaogong/minimind_dataset \\
+        --file sft_t2t_mini.jsonl --kind conversations --out sft.jsonl
+
+A stream brings only the records that are asked for. They are checked as the
+trainers check them and written as ``.jsonl``, from which a run can be
+resumed to the bit and repeated without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind_core.data.records import parse_record
+from minimind_core.errors import DataError, MiniMindError
+from minimind_core.files import require_new, writing
+
+KINDS = ("text", "conversations")
+MESSAGE_FIELDS = (
+    "role", "content", "reasoning_content", "tools", "tool_calls",
+)  # fmt: skip
+"""Of MiniMind's conversations; each a text, or not there."""
+
+
+def stream_records(
+    name: str,
+    *,
+    kind: str = "text",
+    file: str | None = None,
+    split: str = "train",
+) -> Iterator[Mapping[str, Any]]:
+    """The records of a data set, one by one, as they arrive.
+
+    Parameters
+    ----------
+    name : str
+        A data set of the Hugging Face hub, or the path of a ``.jsonl``.
+    kind : {"text", "conversations"}
+        With conversations the fields of a message are declared, as in
+        MiniMind's own reader (dataset/lm_dataset.py, line 63, commit
+        d65ef2c): left to guess, `datasets` takes them from the first
+        block of a file and fails in a later one that has more.
+    file : str, optional
+        One file of a data set that has several.
+    split : str
+
+    Raises
+    ------
+    DataError
+        If `datasets` is not installed, or the data cannot be reached.
+    """
+    try:
+        from datasets import Features, Value, load_dataset
+    except ImportError as error:
+        raise DataError(
+            "reading published data needs the package datasets: "
+            "pip install datasets"
+        ) from error
+    options: dict[str, Any] = {"split": split, "streaming": True}
+    if Path(name).is_file():
+        name, options["data_files"] = "json", str(name)
+    elif file is not None:
+        options["data_files"] = file
+    if kind == "conversations":
+        message = {field: Value("string") for field in MESSAGE_FIELDS}
+        options["features"] = Features({kind: [message]})
+    try:
+        yield from load_dataset(name, **options)
+    except Exception as error:
+        # The hub's client and the readers raise errors of many families.
+        local = name == "json"
+        advice = (
+            "" if local else ". Without a way to the hub, set HF_ENDPOINT to "
+            "a mirror before Python starts, or download the file elsewhere "
+            "and give its path"
+        )  # fmt: skip
+        raise DataError(
+            f"{options['data_files'] if local else name}: cannot be read "
+            f"({type(error).__name__}: {error}){advice}"
+        ) from error
+
+
+def save_records(
+    records: Iterable[Mapping[str, Any]],
+    out: str | Path,
+    *,
+    kind: str = "text",
+    limit: int | None = None,
+) -> int:
+    """Write records as a ``.jsonl`` that the trainers take.
+
+    Parameters
+    ----------
+    records : iterable of mapping
+        Read no further than needed.
+    out : path
+        The new file; it appears whole or not at all.
+    kind : {"text", "conversations"}
+    limit : int, optional
+        How many to take.
+
+    Returns
+    -------
+    int
+        How many were written.
+
+    Raises
+    ------
+    DataError
+        For a record of another kind, named by its number, or none at all.
+    OutputError
+        If `out` exists or cannot be written.
+    """
+    if kind not in KINDS:
+        raise DataError(f"unknown kind {kind!r}; there is {', '.join(KINDS)}")
+    out = Path(out)
+    require_new(out)
+    partial = out.with_name(f".{out.name}.partial")
+    count = 0
+    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as file:
+                for record in itertools.islice(records, limit):
+                    line = json.dumps(_trimmed(record), ensure_ascii=False)
+                    count += 1
+                    parse_record(line.encode(), kind, f"record {count}")
+                    file.write(line + "\n")
+            if not count:
+                raise DataError(f"{out}: there was no record to write")
+            partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _trimmed(value: Any) -> Any:
+    """Without the empty fields that a table of records fills in."""
+    if isinstance(value, Mapping):
+        return {k: _trimmed(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_trimmed(v) for v in value]
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 2 for what cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minimind_core.data.corpora",
+        description="Keep a part of a published data set as .jsonl.",
+    )
+    parser.add_argument("name", help="on the Hugging Face hub, or a path")
+    parser.add_argument("--file", help="one of its files")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--kind", default="text", choices=KINDS)
+    parser.add_argument("--records", type=int, metavar="N",
+                        help="how many (all)")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        count = save_records(
+            stream_records(
+                options.name, kind=options.kind, file=options.file,
+                split=options.split,
+            ),
+            options.out, kind=options.kind, limit=options.records,
+        )  # fmt: skip
+    except MiniMindError as error:
+        print(f"corpora: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {count} records to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
