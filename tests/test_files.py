@@ -6,8 +6,10 @@ system calls that `minimind_core.files` makes.
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -315,6 +317,23 @@ def test_json_is_the_same_bytes_on_every_system(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (
         '{\n  "a": "é",\n  "b": [\n    1\n  ]\n}\n'.encode()
     )
+
+
+def test_the_library_names_its_encodings(root):
+    """Windows would take the one of the country it is set to."""
+    inside = root / "minimind_core"
+    read = {"read_text": 0, "write_text": 1, "open": 2, "fdopen": 2}
+    for path in sorted(inside.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            text = ast.unparse(node)
+            if name not in read or re.search(r"'[rwa]b'|^os\.|^Image", text):
+                continue
+            options = {option.arg for option in node.keywords}
+            named = options & {"encoding", "errors"}
+            assert named or len(node.args) > read[name], f"{path}: {text}"
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path):

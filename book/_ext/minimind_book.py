@@ -206,6 +206,7 @@ def changes(app: Sphinx, page: str) -> list[tuple[str, str, str]]:
         cwd=path.parent,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     lines = done.stdout.splitlines() if done.returncode == 0 else []
