@@ -27,7 +27,7 @@ from minimind_core.errors import ConfigError, OutputError
 
 try:
     import fcntl
-except ImportError:  # on Windows
+except ImportError:  # needs Windows
     fcntl = None  # type: ignore[assignment]
 
 WINDOWS = os.name == "nt"
