@@ -15,6 +15,10 @@ PORT ?= 8000
 # machine even one does. The models here are so small that a second thread
 # gains little: one each.
 export OMP_NUM_THREADS ?= 1
+# Where there are several, those that wait sleep, as minimind_core/threads.py
+# explains.
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME ?= 0
 # How many tests, studies or notebooks run at a time.
 export WORKERS ?= 2
 
