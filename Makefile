@@ -46,7 +46,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	    { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[book,test,data,train]'
+	    -c constraints.txt -e '.[book,test,data]'
 	@touch $@
 
 env: $(VENV)/.stamp
