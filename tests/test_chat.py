@@ -157,7 +157,7 @@ def test_a_forged_answer_is_not_supervised():
 
 def test_an_answer_that_begins_with_spaces_is_found():
     # Searching for the header's tokens would miss it. The first space may
-    # share a token with the header's line break, which is then not supervised.
+    # share a token with the header's line break and is then not supervised.
     said = supervised(talk("Who?", "  Mia."))
     assert said.strip() == "Mia.<|im_end|>"
 
