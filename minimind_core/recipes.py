@@ -302,11 +302,11 @@ def _train(
             save_tokenizer(tok, folder.path)
 
     def finish() -> None:
+        assert isinstance(model, MiniMind)
         save_model(model, tok, folder.path, pth=pth)
         folder.finish({**facts, **trainer.metadata()})
 
     model = trainer.model
-    assert isinstance(model, MiniMind)
     trainer.processes.once(begin)
     if folder.checkpoint is not None:
         trainer.resume(folder.checkpoint)
