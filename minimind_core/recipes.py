@@ -25,7 +25,11 @@ from minimind_core.adapters import (
     merge_lora,
     save_adapter,
 )
-from minimind_core.checkpoint import save_model, weights_digest
+from minimind_core.checkpoint import (
+    prune_checkpoints,
+    save_model,
+    weights_digest,
+)
 from minimind_core.config import ModelConfig, TrainConfig, get_preset
 from minimind_core.data import (
     Data,
@@ -305,6 +309,7 @@ def _train(
         assert isinstance(model, MiniMind)
         save_model(model, tok, folder.path, pth=pth)
         folder.finish({**facts, **trainer.metadata()})
+        prune_checkpoints(folder.path, keep=1)
 
     model = trainer.model
     trainer.processes.once(begin)
@@ -450,6 +455,7 @@ def train_lora(
                 **trainer.metadata(),
             }
         )
+        prune_checkpoints(out, keep=1)
 
     trainer.processes.once(begin)
     if folder.checkpoint is not None:
