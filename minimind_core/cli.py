@@ -383,7 +383,7 @@ def _training(parser: Parser, preset: str | None) -> None:
     add("--optimizer", choices=OPTIMIZERS)
     add("--lr", type=float, metavar="X")
     add("--save-every", type=int, metavar="N",
-        help="steps between checkpoints; 0: only the result")  # fmt: skip
+        help="steps between checkpoints; 0: only at the end")  # fmt: skip
     _device(parser)
     _seed(parser)
     _resume(parser)

@@ -18,6 +18,7 @@ from minimind_core.errors import ConfigError
 
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("linear", "cosine", "constant")
+NONFINITE = ("stop", "skip")
 
 _INTEGERS = {"int", "int | None"}
 _NUMBERS = {"float", "float | None"}
@@ -330,10 +331,18 @@ class TrainConfig(_Strict):
         tenth in a half cosine; nothing.
     max_grad_norm : float
         The gradients are clipped to this total norm; 0 never clips.
+    on_nonfinite : {"stop", "skip"}
+        What happens if the loss or the norm of the gradients is infinite or
+        not a number. The optimizer is never moved by such a step: the run
+        stops with an error, or the step is skipped and counted.
+    max_skipped : int
+        How many steps in a row may be skipped before the run stops all the
+        same. It holds for the steps that the float16 scaler skips as well,
+        whatever `on_nonfinite` says.
     seed : int
         Of the initial weights and of the data.
     log_every, validate_every, sample_every, save_every : int
-        In steps; 0 only at the end (``save_every``: only the result).
+        In steps; 0 only at the end.
     replay : float
         Share of the rows taken from the previous stage's data (SFT: stories;
         LoRA: conversations), so that it is not forgotten.
@@ -341,6 +350,9 @@ class TrainConfig(_Strict):
         ``auto``, ``float32``, ``bfloat16`` or ``float16``; see `precision`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    threads : int or None
+        CPU threads that torch computes with; None leaves the choice to the
+        run, and a resumed run to what the run began with.
     """
 
     steps: int = 900
@@ -358,6 +370,8 @@ class TrainConfig(_Strict):
     warmup_ratio: float = 0.03
     schedule: str = "linear"
     max_grad_norm: float = 1.0
+    on_nonfinite: str = "stop"
+    max_skipped: int = 20
     seed: int = 0
     log_every: int = 10
     validate_every: int = 100
@@ -366,6 +380,7 @@ class TrainConfig(_Strict):
     replay: float = 0.0
     dtype: str = "auto"
     device: str = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -374,8 +389,8 @@ class TrainConfig(_Strict):
             value = getattr(self, name)
             self._require(value > 0, f"{name} must be > 0, not {value}")
         for name in ("weight_decay", "max_grad_norm", "log_every",
-                     "validate_every", "sample_every",
-                     "save_every"):  # fmt: skip
+                     "validate_every", "sample_every", "save_every",
+                     "max_skipped"):  # fmt: skip
             value = getattr(self, name)
             self._require(value >= 0, f"{name} must be >= 0, not {value}")
         for name in ("beta1", "beta2", "momentum", "warmup_ratio", "replay"):
@@ -386,16 +401,18 @@ class TrainConfig(_Strict):
         for name, allowed in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
+            ("on_nonfinite", NONFINITE),
         ):
             value = getattr(self, name)
             self._require(
                 value in allowed,
                 f"{name} must be one of {', '.join(allowed)}, not {value!r}",
             )
-        micro = self.micro_batch_size
-        self._require(
-            micro is None or micro > 0, f"micro_batch_size {micro} is not > 0"
-        )
+        for name in ("micro_batch_size", "threads"):
+            value = getattr(self, name)
+            self._require(
+                value is None or value > 0, f"{name} {value} is not > 0"
+            )
         self._require(self.seq_len >= 2, "seq_len must be at least 2")
 
 

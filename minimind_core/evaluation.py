@@ -114,7 +114,8 @@ def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
             # Padding has no label and no attention, so any id will do.
             batch = collate(order[at : at + BATCH], 0, device)
             out = model(**batch, num_items_in_batch=1)
-            total += out.loss.double().cpu()
+            # Metal has no float64: first to the CPU, then to double.
+            total += out.loss.cpu().double()
     return float(total), count_labels(rows)
 
 

@@ -25,7 +25,11 @@ from minimind_core.adapters import (
     merge_lora,
     save_adapter,
 )
-from minimind_core.checkpoint import save_model, weights_digest
+from minimind_core.checkpoint import (
+    prune_checkpoints,
+    save_model,
+    weights_digest,
+)
 from minimind_core.config import ModelConfig, TrainConfig, get_preset
 from minimind_core.data import (
     Data,
@@ -38,6 +42,7 @@ from minimind_core.data import (
     parse_data,
     tokenizer_texts,
 )
+from minimind_core.distributed import join_processes, run_once
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.evaluation import (
     held_out_conversations,
@@ -153,7 +158,9 @@ def pretrain(
     elif tokenizer is not None:
         tok = load_tokenizer(tokenizer)
     else:
-        tok = train_tokenizer(tokenizer_texts(spec), chosen.vocab_size)
+        tok = run_once(
+            lambda: train_tokenizer(tokenizer_texts(spec), chosen.vocab_size)
+        )
     shape = chosen.model.replace(vocab_size=len(tok))
     _require_room(shape, config)
     torch.manual_seed(seed)
@@ -257,7 +264,7 @@ def sft(
         out=folder.path, title="fine-tuning", progress=progress,
         state={
             "data": spec.names(),
-            "base": weights_digest(model),
+            "base": weights_digest(model.parameters()),
             "tokenizer": tokenizer_digest(tok),
         },
     )  # fmt: skip
@@ -275,7 +282,7 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
 
 def _finished(path: Path, note: str, progress: bool) -> Run:
     """A resumed run that needs nothing more."""
-    if progress:
+    if progress and join_processes().is_main:
         print(note)
     model, tok = load_model(path)
     return Run(model, tok, read_log(path), path)
@@ -289,31 +296,27 @@ def _train(
     pth: bool,
 ) -> Run:
     """From a trainer that is ready to a finished run folder."""
-    first = trainer.processes.is_main
-    if first:
-        if folder.note and trainer.progress.stream is not None:
-            print(folder.note)
+
+    def begin() -> None:
+        if folder.note:
+            trainer.progress.say(folder.note)
         folder.begin()
         if folder.checkpoint is None:
             # From the first step on, a run carries its tokenizer.
             save_tokenizer(tok, folder.path)
-    trainer.processes.barrier()
+
+    def finish() -> None:
+        assert isinstance(model, MiniMind)
+        save_model(model, tok, folder.path, pth=pth)
+        folder.finish({**facts, **trainer.metadata()})
+        prune_checkpoints(folder.path, keep=1)
+
+    model = trainer.model
+    trainer.processes.once(begin)
     if folder.checkpoint is not None:
         trainer.resume(folder.checkpoint)
     history = trainer.fit()
-    model = trainer.model
-    assert isinstance(model, MiniMind)
-    if first:
-        save_model(model, tok, folder.path, pth=pth)
-        folder.finish(
-            {
-                **facts,
-                "seed": trainer.config.seed,
-                "precision": trainer.precision.dtype,
-                "train": trainer.config.to_dict(),
-            }
-        )
-    trainer.processes.barrier()
+    trainer.processes.once(finish)
     return Run(model, tok, history, folder.path)
 
 
@@ -392,7 +395,7 @@ def train_lora(
     check_targets(targets, shape)
     folder = open_folder(out, resume=resume)
     if folder.finished:
-        if progress:
+        if progress and join_processes().is_main:
             print(folder.note)
         model, tok = load_adapter(out)
         return Run(model, tok, read_log(out), out)
@@ -425,35 +428,40 @@ def train_lora(
         ),
         out=out, title="LoRA", progress=progress,
         state={
-            "data": spec.names(), "rank": rank, "alpha": alpha,
+            "data": spec.names(),
+            "base": weights_digest(
+                p for p in model.parameters() if not p.requires_grad
+            ),
+            "rank": rank, "alpha": alpha,
             "targets": targets if isinstance(targets, str)
             else list(targets),
             "dropout": dropout, "use_rslora": use_rslora,
             "use_dora": use_dora, "tokenizer": tokenizer_digest(tok),
         },
     )  # fmt: skip
-    first = trainer.processes.is_main
-    if first:
-        if folder.note and progress:
-            print(folder.note)
+
+    def begin() -> None:
+        if folder.note:
+            trainer.progress.say(folder.note)
         folder.begin()
-    trainer.processes.barrier()
-    if folder.checkpoint is not None:
-        trainer.resume(folder.checkpoint)
-    history = trainer.fit()
-    if first:
+
+    def finish() -> None:
         save_adapter(model, tok, base, out)
         folder.finish(
             {
                 "stage": "lora",
                 "data": facts.get("data", spec.names()),
                 "skill_data": spec.names(),
-                "seed": seed,
-                "precision": precision.dtype,
-                "train": config.to_dict(),
+                **trainer.metadata(),
             }
         )
-    trainer.processes.barrier()
+        prune_checkpoints(out, keep=1)
+
+    trainer.processes.once(begin)
+    if folder.checkpoint is not None:
+        trainer.resume(folder.checkpoint)
+    history = trainer.fit()
+    trainer.processes.once(finish)
     return Run(model, tok, history, out)
 
 
@@ -541,7 +549,7 @@ def run_journey(
     open_source(chosen_chat, "conversations")
     open_source(chosen_lora, "skill")
     if not resume:
-        require_new(out)
+        run_once(lambda: require_new(out))
     common: dict[str, Any] = {
         "device": device, "dtype": dtype, "seed": seed, "resume": resume,
         "steps": steps, "progress": progress,
@@ -550,7 +558,9 @@ def run_journey(
     def make_tokenizer() -> None:
         texts = tokenizer_texts(chosen_text, chosen_chat)
         size = get_preset(preset).vocab_size
-        train_tokenizer(texts, size, out=out / "tokenizer")
+        run_once(
+            lambda: train_tokenizer(texts, size, out=out / "tokenizer")
+        )
 
     stages: dict[str, Callable[[], object]] = {
         "tokenizer": make_tokenizer,
@@ -575,6 +585,6 @@ def run_journey(
         if not (resume and name in whole and (out / name).exists()):
             make()
         seconds[name] = round(time.perf_counter() - started, 1)
-        if progress:
+        if progress and join_processes().is_main:
             print(f"{name:<9} {seconds[name]:6.1f} s  {out / name}")
     return Journey(out, seconds)
