@@ -39,6 +39,7 @@ from minimind_core.errors import ConfigError
 Optimizer = Literal["muon", "adamw"]
 Schedule = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+NonFinite = Literal["stop", "skip"]
 
 OPTIMIZERS = get_args(Optimizer)
 SCHEDULES = get_args(Schedule)
@@ -437,21 +438,29 @@ class TrainConfig(_Settings):
         along a half cosine to a tenth of the peak, or stays.
     max_grad_norm : float
         Gradients are clipped to this total norm; 0 never clips.
+    on_nonfinite : {"stop", "skip"}
+        What happens if the loss or the norm of the gradients is infinite or
+        not a number. The optimizer is never moved by such a step: the run
+        stops with an error, or the step is skipped and counted.
+    max_skipped : int
+        How many steps in a row may be skipped before the run stops all the
+        same. It holds for the steps that the float16 scaler skips as well,
+        whatever `on_nonfinite` says.
     seed : int
         Seed of the initial weights and of the order of the data.
     log_every, validate_every, sample_every, save_every : int
         Steps between log lines, validations, samples and checkpoints. With
-        0 they come only at the end (``save_every``: no checkpoints).
+        0 they come only at the end.
     replay : float
         Share of the rows taken from the previous stage's data (SFT: stories;
         LoRA: conversations), so that it is not forgotten.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         What the model computes in; see `precision`.
-    threads : int or None
-        Threads of the processor; None leaves the choice to the program.
-        Sums depend on it, so a run records how many it had.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    threads : int or None
+        CPU threads that torch computes with; None leaves the choice to the
+        run, and a resumed run to what the run began with.
     """
 
     steps: Count = 900
@@ -469,6 +478,8 @@ class TrainConfig(_Settings):
     warmup_ratio: Share = 0.03
     schedule: Schedule = "linear"
     max_grad_norm: NotNegative = 1.0
+    on_nonfinite: NonFinite = "stop"
+    max_skipped: Every = 20
     seed: Seed = 0
     log_every: Every = 10
     validate_every: Every = 100
@@ -476,8 +487,8 @@ class TrainConfig(_Settings):
     save_every: Every = 0
     replay: Share = 0.0
     dtype: Dtype = "auto"
-    threads: Count | None = None
     device: str = "auto"
+    threads: Count | None = None
 
 
 # --- presets ---------------------------------------------------------------

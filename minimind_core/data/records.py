@@ -10,6 +10,7 @@ The formats are MiniMind's: ``{"text": ...}`` for documents and
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,50 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
         raise DataError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno})"
         ) from None
-    if not isinstance(record, dict) or kind not in record:
-        keys = sorted(record) if isinstance(record, dict) else "no object"
-        other = {"text": "conversations", "conversations": "text"}[kind]
-        hint = ""
-        if isinstance(record, dict) and other in record:
-            stage = "sft" if other == "conversations" else "pretrain"
-            hint = f"; records with {other!r} are for `minimind {stage}`"
+    if not isinstance(record, dict):
         raise DataError(
-            f"{where}: expected a record with {kind!r}, found {keys}{hint}"
+            f"{where}: expected a record with {kind!r}, found no object"
         )
-    value = record[kind]
+    return check_record(record, kind, where)
+
+
+def check_record(record: Any, kind: str, where: str) -> Any:
+    """What a record holds, if it has the right form.
+
+    Parameters
+    ----------
+    record : str, list of dict or mapping
+        A document or a conversation, by itself or as a line of a ``.jsonl``
+        file has it.
+    kind : {"text", "conversations"}
+    where : str
+        For errors.
+
+    Returns
+    -------
+    str or list of dict
+
+    Raises
+    ------
+    DataError
+    """
+    if kind not in ("text", "conversations"):
+        raise DataError(
+            f"unknown kind {kind!r}; there is text, conversations"
+        )
+    value = record
+    if isinstance(record, Mapping):
+        if kind not in record:
+            other = {"text": "conversations", "conversations": "text"}[kind]
+            hint = ""
+            if other in record:
+                stage = "sft" if other == "conversations" else "pretrain"
+                hint = f"; records with {other!r} are for `minimind {stage}`"
+            raise DataError(
+                f"{where}: expected a record with {kind!r}, found "
+                f"{sorted(record)}{hint}"
+            )
+        value = record[kind]
     if kind == "text":
         if not isinstance(value, str) or not value:
             raise DataError(f"{where}: 'text' must be a non-empty string")
