@@ -27,6 +27,8 @@ from minimind_core.errors import DataError, MiniMindError
 from minimind_core.files import require_new, writing
 
 KINDS = ("text", "conversations")
+READERS = {".parquet": "parquet", ".csv": "csv"}
+"""The readers of `datasets` for single files; all others are JSON."""
 MESSAGE_FIELDS = (
     "role", "content", "reasoning_content", "tools", "tool_calls",
 )  # fmt: skip
@@ -45,7 +47,8 @@ def stream_records(
     Parameters
     ----------
     name : str
-        A data set of the Hugging Face hub, or the path of a ``.jsonl``.
+        A data set of the Hugging Face hub, or the path of a ``.jsonl``,
+        a ``.parquet`` or a ``.csv``, compressed or not.
     kind : {"text", "conversations"}
         With conversations the fields of a message are declared, as in
         MiniMind's own reader (dataset/lm_dataset.py, line 63, commit
@@ -68,8 +71,11 @@ def stream_records(
             "pip install datasets"
         ) from error
     options: dict[str, Any] = {"split": split, "streaming": True}
-    if Path(name).is_file():
-        name, options["data_files"] = "json", str(name)
+    local = Path(name).is_file()
+    if local:
+        suffix = Path(name).suffix.lower()
+        options["data_files"] = str(name)
+        name = READERS.get(suffix, "json")
     elif file is not None:
         options["data_files"] = file
     if kind == "conversations":
@@ -79,7 +85,6 @@ def stream_records(
         yield from load_dataset(name, **options)
     except Exception as error:
         # The hub's client and the readers raise errors of many families.
-        local = name == "json"
         advice = (
             "" if local else ". Without a way to the hub, set HF_ENDPOINT to "
             "a mirror before Python starts, or download the file elsewhere "
