@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimind_core.checkpoint import RUN_FILE, weights_of
 from minimind_core.config import ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import ConfigError
 from minimind_core.export import write_package
 from minimind_core.files import (
@@ -119,6 +120,7 @@ def save_adapter(
     (out / "README.md").unlink(missing_ok=True)  # peft's form, unfilled
 
 
+@in_main_process
 def merge_lora(
     adapter: str | Path,
     out: str | Path,

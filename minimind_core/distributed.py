@@ -11,16 +11,18 @@ and what must happen once is done by the main one while the others wait
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from minimind_core.errors import ConfigError, MiniMindError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -70,6 +72,31 @@ class Processes:
         values: list[T] = [value] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Do something in the main process while the others wait.
+
+        See `run_once`, which does the same without a group at hand.
+        """
+        if self.world == 1:
+            return work()
+        # Nobody begins before all are here: what one process has checked on
+        # the disk must not be changed by another that is further ahead.
+        self.barrier()
+        result: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except MiniMindError as raised:
+                error = raised
+            except Exception as raised:
+                self.broadcast((None, RuntimeError(f"process 0: {raised}")))
+                raise
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
@@ -179,23 +206,18 @@ def run_once(work: Callable[[], T]) -> T:
     --------
     >>> run_once(lambda: export_hf("runs/sft", "runs/hf"))
     """
-    if _world() < 2:
-        return work()
-    processes = join_processes()
-    # Nobody begins before all are here: what one process has checked on
-    # the disk must not be changed by another that is further ahead.
-    processes.barrier()
-    result: T | None = None
-    error: Exception | None = None
-    if processes.is_main:
-        try:
-            result = work()
-        except MiniMindError as raised:
-            error = raised
-        except Exception as raised:
-            processes.broadcast((None, RuntimeError(f"process 0: {raised}")))
-            raise
-    result, error = processes.broadcast((result, error))
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return join_processes().once(work)
+
+
+def in_main_process(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that writes a folder work under torchrun.
+
+    A decorator: the function runs in the main process while the others
+    wait, and returns, or raises, the same in all; see `run_once`.
+    """
+
+    @functools.wraps(function)
+    def once(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_once(lambda: function(*args, **kwargs))
+
+    return once

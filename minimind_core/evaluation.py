@@ -113,7 +113,8 @@ def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
         for at in range(0, len(order), BATCH):
             batch = collate(order[at : at + BATCH], 0, device)
             out = model(**batch, num_items_in_batch=1)
-            total += out.loss.double().cpu()
+            # Metal has no float64: first to the CPU, then to double.
+            total += out.loss.cpu().double()
     return float(total), count_labels(rows)
 
 

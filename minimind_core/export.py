@@ -28,6 +28,7 @@ from minimind_core.checkpoint import (
     weights_of,
 )
 from minimind_core.config import ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import atomic_folder, require_new, write_json
 from minimind_core.loading import load_model
@@ -44,6 +45,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 UPSTREAM_THETA = 1e6
 
 
+@in_main_process
 def export_hf(
     run: str | Path,
     out: str | Path,
@@ -147,6 +149,7 @@ def write_package(
 # --- back in ---------------------------------------------------------------
 
 
+@in_main_process
 def import_checkpoint(
     source: str | Path,
     out: str | Path,

@@ -56,7 +56,7 @@ from minimind_core.data import (
     tokenizer_texts,
 )
 from minimind_core.distributed import run_once
-from minimind_core.errors import ConfigError, DataError
+from minimind_core.errors import CheckpointError, ConfigError, DataError
 from minimind_core.evaluation import (
     held_out_conversations,
     held_out_documents,
@@ -410,7 +410,11 @@ def pretrain(
         elif tokenizer is not None:
             tok = load_tokenizer(tokenizer)
         else:
-            tok = train_tokenizer(tokenizer_texts(spec), shape.vocab_size)
+            tok = run_once(
+                lambda: train_tokenizer(
+                    tokenizer_texts(spec), shape.vocab_size
+                )
+            )
             model = None
         shape = _with_vocabulary(shape, tok, model)
         _require_room(shape, plan)
@@ -706,9 +710,12 @@ def train_lora(
     if folder.finished:
         return _finished(folder, progress, load_adapter)
     source = open_source(spec, "skill", seed=plan.seed)
-    whole, tok = load_model(base)
-    digest = weights_digest(whole.parameters())
-    del whole
+    tok = load_tokenizer(base)
+    if len(tok) > shape.vocab_size:
+        raise CheckpointError(
+            f"{base}: the tokenizer has {len(tok)} tokens, the model only "
+            f"{shape.vocab_size}"
+        )
     encode = conversation_encoder(tok, plan.seq_len)
     rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows
@@ -729,7 +736,9 @@ def train_lora(
         state={
             **portable({"data": spec.names()}, out),
             **adapter,
-            "base": digest,
+            "base": weights_digest(
+                p for p in model.parameters() if not p.requires_grad
+            ),
             "tokenizer": tokenizer_digest(tok),
         },
         callbacks=callbacks, **own,
@@ -775,15 +784,15 @@ class Journey:
 def run_journey(
     out: str | Path,
     *,
-    preset: str = "tiny",
+    preset: str | Preset = "tiny",
     data: Data = "microworld",
     text: Data | None = None,
     chat: Data | None = None,
     lora_chat: Data | None = None,
     steps: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Journey:
@@ -794,7 +803,8 @@ def run_journey(
     out : path
         Gets the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
-    preset : {"tiny", "small", "base"}
+    preset : {"tiny", "small", "base"} or Preset
+        Shape, and the settings of each training.
     data
         ``microworld`` or ``microworld:zh``, for what is not given below.
     text, chat, lora_chat : paths, optional
@@ -803,10 +813,12 @@ def run_journey(
         it and not used in fine-tuning.
     steps : int, optional
         Of each of the three trainings.
-    device, dtype, seed, progress
+    device, dtype, seed
         As in `pretrain`.
     resume : bool
-        Go on with a journey that was stopped.
+        Continue a journey that was stopped.
+    progress : bool
+        Print what is done, and how far each training is.
 
     Returns
     -------
@@ -818,8 +830,8 @@ def run_journey(
         As `pretrain`, `sft`, `export_hf`, `train_lora` and `merge_lora` do.
     """
     out = Path(out)
-    get_preset(preset)
-    resolve(device, dtype)
+    chosen = get_preset(preset)
+    resolve(device or "auto", dtype or "auto")
     world = parse_data(data)
     chosen_text = parse_data(text) if text is not None else world
     chosen_chat = parse_data(chat) if chat is not None else world
@@ -834,40 +846,71 @@ def run_journey(
     open_source(chosen_chat, "conversations")
     open_source(chosen_lora, "skill")
     if not resume:
-        require_new(out)
+        run_once(lambda: require_new(out))
     common: dict[str, Any] = {
         "device": device, "dtype": dtype, "seed": seed, "resume": resume,
-        "steps": steps, "progress": progress,
+        "steps": steps, "progress": progress, "preset": chosen,
     }  # fmt: skip
 
     def make_tokenizer() -> None:
         texts = tokenizer_texts(chosen_text, chosen_chat)
-        size = get_preset(preset).vocab_size
-        train_tokenizer(texts, size, out=out / "tokenizer")
+        train_tokenizer(texts, chosen.vocab_size, out=out / "tokenizer")
 
-    stages: dict[str, Callable[[], object]] = {
-        "tokenizer": make_tokenizer,
-        "pretrain": lambda: pretrain(
-            out / "pretrain", preset=preset, data=chosen_text,
-            tokenizer=out / "tokenizer", **common,
+    def count(plan: TrainConfig) -> str:
+        return f"{steps if steps is not None else plan.steps} steps"
+
+    stages: dict[str, tuple[str, Callable[[], object]]] = {
+        "tokenizer": (
+            f"a tokenizer of at most {chosen.vocab_size} tokens, from "
+            f"{chosen_text}",
+            make_tokenizer,
         ),
-        "sft": lambda: sft(
-            out / "pretrain", out / "sft", data=chosen_chat, **common
+        "pretrain": (
+            f"a new model learns to continue text: {count(chosen.pretrain)} "
+            f"on {chosen_text}",
+            lambda: pretrain(
+                out / "pretrain", data=chosen_text,
+                tokenizer=out / "tokenizer", **common,
+            ),
         ),
-        "hf": lambda: export_hf(out / "sft", out / "hf"),
-        "lora": lambda: train_lora(
-            out / "hf", out / "lora", data=chosen_lora, **common
+        "sft": (
+            f"it learns to answer: {count(chosen.sft)} on {chosen_chat}",
+            lambda: sft(
+                out / "pretrain", out / "sft", data=chosen_chat, **common
+            ),
         ),
-        "merged": lambda: merge_lora(out / "lora", out / "merged"),
+        "hf": (
+            "the same model as a Hugging Face package",
+            lambda: export_hf(out / "sft", out / "hf"),
+        ),
+        "lora": (
+            f"an adapter learns a new style: {count(chosen.lora)} on "
+            f"{chosen_lora}",
+            lambda: train_lora(
+                out / "hf", out / "lora", data=chosen_lora, **common
+            ),
+        ),
+        "merged": (
+            "the adapter is added to the model",
+            lambda: merge_lora(out / "lora", out / "merged"),
+        ),
     }  # fmt: skip
-    seconds: dict[str, float] = {}
-    whole = {"tokenizer", "hf", "merged"}
-    for name, make in stages.items():
-        started = time.perf_counter()
-        # These three appear complete or not at all, so they are there.
-        if not (resume and name in whole and (out / name).exists()):
-            make()
-        seconds[name] = round(time.perf_counter() - started, 1)
+
+    def say(text: str) -> None:
         if progress:
-            print(f"{name:<9} {seconds[name]:6.1f} s  {out / name}")
+            run_once(lambda: print(text, flush=True))
+
+    seconds: dict[str, float] = {}
+    trained = {"pretrain", "sft", "lora"}
+    for number, (name, (about, make)) in enumerate(stages.items(), 1):
+        started = time.perf_counter()
+        say(f"{number}/{len(stages)} {name}: {about}")
+        if name in trained:
+            make()
+        # The others appear complete or not at all, so that they need not
+        # be made again if they are there.
+        elif not (resume and (out / name).exists()):
+            run_once(lambda make=make: make() and None)  # type: ignore[misc]
+        seconds[name] = round(time.perf_counter() - started, 1)
+        say(f"    {seconds[name]:.1f} s, in {out / name}")
     return Journey(out, seconds)

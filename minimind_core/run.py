@@ -226,24 +226,30 @@ def write_metadata(
     OutputError
     """
     folder = Path(folder)
-
-    def from_here(name: str) -> str:
-        target = Path(name).resolve()
-        try:
-            return Path(os.path.relpath(target, folder.resolve())).as_posix()
-        except ValueError:  # another drive of Windows
-            return target.as_posix()
-
     write_json(
         folder / RUN_FILE,
         {
             "format": RUN_FORMAT,
-            **_moved(values, from_here),
+            **portable(values, folder),
             "finished": finished,
             "minimind_core": __version__,
             "torch": torch.__version__,
         },
     )
+
+
+def portable(values: Mapping[str, Any], folder: Path) -> Record:
+    """Metadata whose paths are relative to a folder, not to this process."""
+    home = folder.resolve()
+
+    def from_here(name: str) -> str:
+        target = Path(name).resolve()
+        try:
+            return Path(os.path.relpath(target, home)).as_posix()
+        except ValueError:  # another drive of Windows
+            return target.as_posix()
+
+    return _moved(values, from_here)
 
 
 def read_metadata(run: str | Path) -> Record:

@@ -59,7 +59,6 @@ ARGUMENTS = {
         "use_rslora", "use_dora",
     ),
 }  # fmt: skip
-COMMANDS = {"lora": "train_lora"}
 
 
 # --- one setting -----------------------------------------------------------
@@ -164,38 +163,42 @@ def parse_assignments(words: Iterable[str]) -> dict[str, dict[str, Any]]:
 # --- files -----------------------------------------------------------------
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _parse(path: Path, text: str) -> Any:
     suffix = path.suffix.lower()
-    if suffix == ".json":
-        return read_json(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        if suffix == ".toml":
-            return tomllib.loads(text)
-        if suffix in (".yaml", ".yml"):
-            import yaml
+    if suffix == ".toml":
+        return tomllib.loads(text)
+    if suffix in (".yaml", ".yml"):
+        import yaml
 
-            try:
-                values = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{path}: not valid YAML ({error})") from None
-            if not isinstance(values, dict):
-                raise ConfigError(f"{path}: expected names and values")
-            return values
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: a folder; name a file in it") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None
-    raise ConfigError(
-        f"{path}: settings are read from .json, .toml, .yaml and .yml files"
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"not valid YAML ({error})") from None
+    raise ValueError(
+        "settings are read from .json, .toml, .yaml and .yml files"
     )
 
 
-def read_settings(path: str | Path, stage: str) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
+    """The names and values in a file."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; name a file in it")
+    if path.suffix.lower() == ".json":
+        return read_json(path)
+    try:
+        values = _parse(path, path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except ValueError as error:  # of TOML and of UTF-8 too
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected names and values")
+    return values
+
+
+def read_settings(
+    path: str | Path, stage: str, *, resume: bool = False
+) -> dict[str, Any]:
     """The arguments of a stage, from a file.
 
     Parameters
@@ -204,6 +207,11 @@ def read_settings(path: str | Path, stage: str) -> dict[str, Any]:
         JSON, TOML or YAML; a run's ``minimind.json`` repeats that run.
         Paths in it are relative to its folder.
     stage : {"pretrain", "sft", "lora"}
+    resume : bool
+        Whether a run's own description is read, to continue that run and
+        not to repeat it. A trainer then finds the number format and the
+        threads in the checkpoint, and the caller gives the code of its own
+        again.
 
     Returns
     -------
@@ -222,7 +230,7 @@ def read_settings(path: str | Path, stage: str) -> dict[str, Any]:
     path = Path(path)
     values = _load(path)
     if "stage" in values and "format" in values:
-        values = _as_recorded(values, path, stage)
+        values = _as_recorded(values, path, stage, resume)
     found: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     try:
@@ -274,7 +282,7 @@ def _put(
 
 
 def _as_recorded(
-    values: dict[str, Any], path: Path, stage: str
+    values: dict[str, Any], path: Path, stage: str, resume: bool
 ) -> dict[str, Any]:
     """Of a run's description, what repeats the run."""
     check_format(values, path)
@@ -287,6 +295,12 @@ def _as_recorded(
         raise ConfigError(
             f"{path}: describes a folder of the stage {found!r}; {other}"
         )
+    if values.get("own_code") and not resume:
+        raise ConfigError(
+            f"{path}: this run used code of its caller's own "
+            f"({', '.join(values['own_code'])}), so that only the same "
+            "program can repeat it"
+        )
     names = (*ARGUMENTS[stage], "train")
     if stage == "pretrain" and not values.get("base"):
         names = (*names, "model")
@@ -294,6 +308,11 @@ def _as_recorded(
     if kept.get("preset") not in PRESETS:
         # A preset of the caller's own; its settings are all written out.
         kept.pop("preset", None)
+    if not resume and "runtime" in values:
+        # What "auto" came to: the bits of the result depend on it.
+        kept["train"] = kept["train"] | {
+            name: values["runtime"][name] for name in ("dtype", "threads")
+        }
     return kept
 
 
@@ -308,7 +327,9 @@ def recorded_settings(run: str | Path, stage: str) -> dict[str, Any]:
         If another version of the package wrote it.
     """
     path = Path(run) / RUN_FILE
-    return read_settings(path, stage) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_settings(path, stage, resume=True)
 
 
 # --- what suits a model ----------------------------------------------------
@@ -459,8 +480,11 @@ def starting_settings(
     ConfigError
         For an unknown preset.
     """
-    if preset is None and metadata.get("preset") in PRESETS:
-        preset = metadata["preset"]
+    known_as = metadata.get("preset")
+    if preset is None and known_as:
+        # One of the caller's own is known by its name only.
+        own = known_as not in PRESETS
+        preset = nearest_preset(shape) if own else known_as
     if preset is None:
         return suited_settings(shape, stage)
     chosen = get_preset(preset)

@@ -16,7 +16,7 @@ import itertools
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -422,7 +422,7 @@ def as_stream(data: RowStream | Iterable[Any]) -> RowStream:
         If it is neither.
     """
     if hasattr(data, "next_row"):
-        return data
+        return cast(RowStream, data)
     if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return Batches(data)
     raise DataError(
