@@ -349,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--rank", type=int, metavar="N",
                      help="rank of each update (8)")  # fmt: skip
     sub.add_argument("--alpha", type=float, metavar="X",
-                     help="updates are scaled by alpha/rank (16)")  # fmt: skip
+                     help="updates are times alpha/rank (16)")  # fmt: skip
     sub.add_argument(
         "--targets", metavar="NAMES",
         help="layers to adapt, with commas: q_proj,v_proj (all-linear)",
