@@ -197,7 +197,8 @@ def _announced(start: Start, config: TrainConfig, base: Path) -> str:
     """One line on settings that nobody chose; empty if a preset did."""
     if not start.about:
         return ""
-    micro = config.micro_batch_size or config.batch_size
+    micro = min(config.micro_batch_size or config.batch_size,
+                config.batch_size)  # fmt: skip
     return (
         f"{base} is {start.about}; training {config.steps} steps of "
         f"{config.batch_size} rows ({micro} at a time) of up to "

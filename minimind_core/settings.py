@@ -229,7 +229,7 @@ def read_settings(
     """
     path = Path(path)
     values = _load(path)
-    if "stage" in values and "format" in values:
+    if "stage" in values:
         values = _as_recorded(values, path, stage, resume)
     found: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
@@ -412,6 +412,11 @@ ROOM = 6 * 1024**3
 micro-batch can help it."""
 
 
+def _size(shape: ModelConfig) -> str:
+    count = shape.num_parameters()
+    return f"{count:,}" if count < 1e6 else f"{count / 1e6:.1f}M"
+
+
 def suited_settings(shape: ModelConfig, stage: str) -> Start:
     """Settings for a model that was not trained by this package.
 
@@ -450,8 +455,7 @@ def suited_settings(shape: ModelConfig, stage: str) -> Start:
     micro = 2 ** int(math.log2(rows))
     return Start(
         config.replace(micro_batch_size=micro),
-        about="an imported model of "
-        f"{shape.num_parameters() / 1e6:.1f}M parameters"
+        about=f"an imported model of {_size(shape)} parameters"
         + (", MiniMind-3's shape" if upstream else ""),
     )
 

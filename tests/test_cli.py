@@ -70,7 +70,7 @@ def test_help_has_an_example_that_parses(command):
 
 
 def test_help_names_what_there_is():
-    assert cli.PRESET_NAMES == tuple(PRESETS)
+    assert tuple(PRESETS) == cli.PRESET_NAMES
     assert cli.OPTIMIZER_NAMES == OPTIMIZERS
 
 
@@ -80,8 +80,9 @@ FIXED = {
     "pretrain": "steps save-every batch-size micro-batch-size seq-len lr "
     "optimizer tokenizer pth preset out data device dtype seed resume from "
     "config set",
-    "sft": "steps save-every batch-size micro-batch-size seq-len lr optimizer "
-    "pth out data device dtype seed resume preset replay config set",
+    "sft": "steps save-every batch-size micro-batch-size seq-len lr "
+    "optimizer pth out data device dtype seed resume preset replay config "
+    "set",
     "export": "out",
     "lora": "steps save-every batch-size micro-batch-size seq-len lr "
     "optimizer out data device dtype seed resume preset replay config set "
