@@ -10,7 +10,7 @@ import types
 import pytest
 
 from minimind_core import tracking
-from minimind_core.checkpoint import LOG_FILE, RUN_FILE
+from minimind_core.checkpoint import LOG_FILE, RUN_FILE, RUN_FORMAT
 from minimind_core.tracking import (
     TrackerError,
     follow,
@@ -47,7 +47,8 @@ def write(run, records):
 
 
 def end(run, **facts):
-    (run / RUN_FILE).write_text(json.dumps({"finished": True, **facts}))
+    values = {"format": RUN_FORMAT, "finished": True, **facts}
+    (run / RUN_FILE).write_text(json.dumps(values))
 
 
 @pytest.fixture
