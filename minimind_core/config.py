@@ -551,6 +551,7 @@ def _tiny() -> Preset:
             steps=200,
             seq_len=256,
             batch_size=16,
+            sample_every=0,
             optimizer="adamw",
             weight_decay=0.0,
             lr=5e-3,
@@ -573,7 +574,9 @@ def _large(name: str, summary: str, model: ModelConfig) -> Preset:
         sample_every=1000,
         save_every=1000,
     )
-    sft = pretrain.replace(steps=5_000, packed=False, lr=2e-4)
+    sft = pretrain.replace(
+        steps=5_000, packed=False, lr=2e-4, sample_every=0
+    )
     return Preset(
         name=name,
         summary=summary,

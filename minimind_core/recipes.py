@@ -171,6 +171,26 @@ def _with_vocabulary(
     return shape.replace(vocab_size=len(tok))
 
 
+#: Settings that a stage has no use for, and why.
+WITHOUT_EFFECT = {
+    "pretrain": {"replay": "pretraining has no earlier data to replay"},
+    "sft": {
+        "packed": "conversations are not packed",
+        "sample_every": "samples are drawn in pretraining only",
+    },
+}
+WITHOUT_EFFECT["lora"] = WITHOUT_EFFECT["sft"]
+
+
+def _refuse_without_effect(stage: str, config: TrainConfig) -> None:
+    for name, reason in WITHOUT_EFFECT[stage].items():
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name}={getattr(config, name)} would have no effect: "
+                f"{reason}"
+            )
+
+
 def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
     if config.seq_len > shape.max_position_embeddings:
         raise ConfigError(
@@ -396,6 +416,7 @@ def pretrain(
     if spec.language is None:
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
+    _refuse_without_effect("pretrain", plan)
     precision = resolve(plan.device, plan.dtype)
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
@@ -539,6 +560,7 @@ def sft(
     start = starting_settings("sft", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    _refuse_without_effect("sft", plan)
     precision = resolve(plan.device, plan.dtype)
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
@@ -706,6 +728,7 @@ def train_lora(
     start = starting_settings("lora", shape, read_metadata(base), preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    _refuse_without_effect("lora", plan)
     precision = resolve(plan.device, plan.dtype)
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from minimind_core import lora, train
+from minimind_core import recipes
 from minimind_core.adapters import merge_lora
 from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
@@ -208,18 +208,18 @@ def test_a_stopped_run_goes_on_to_the_bit(trained, base, tmp_path):
         pass
 
     settings = {**SETTINGS, "rank": 4, "save_every": 4}
-    step = train.Trainer.train_step
+    step = recipes.Trainer.train_step
     try:
         def stop(self, module):
             if self.step == 5:
                 raise Stopped
             return step(self, module)
 
-        train.Trainer.train_step = stop
+        recipes.Trainer.train_step = stop
         with pytest.raises(Stopped):
             train_lora(base, tmp_path / "lora", **settings)
     finally:
-        train.Trainer.train_step = step
+        recipes.Trainer.train_step = step
     run = train_lora(base, tmp_path / "lora", resume=True, **settings)
     assert torch.equal(logits(run.model), logits(trained[1].model))
 

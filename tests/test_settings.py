@@ -85,7 +85,15 @@ def pretraining(prepared, small_runs, tmp_path):
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_setting_can_be_set(pretraining, tmp_path, section, name):
+def test_every_setting_can_be_set(
+    pretraining, prepared, small_runs, tmp_path, section, name
+):
+    if name == "replay":  # which pretraining has no use for
+
+        def pretraining(*words):
+            return prepared("sft", small_runs / "pretrain", "--out",
+                            tmp_path / "out", *words)  # fmt: skip
+
     text = TYPED[section][name]
     expected = parse_value(section, name, text)
     written = tmp_path / "settings.json"
@@ -104,7 +112,7 @@ def test_every_setting_can_be_set(pretraining, tmp_path, section, name):
     model, config = pretraining()
     before = {"model": model.config, "train": config}[section]
     same = getattr(before, name) == expected
-    assert not same or name in ("device", "dtype", "replay")
+    assert not same
 
 
 @pytest.mark.parametrize("stage", ["sft", "lora"])
@@ -132,6 +140,24 @@ def test_what_one_stage_can_be_told_the_others_can(
                  "schedule"):  # fmt: skip
         expected = parse_value("train", name, TYPED["train"][name])
         assert getattr(config, name) == expected, name
+
+
+@pytest.mark.parametrize("stage", ["sft", "lora"])
+@pytest.mark.parametrize("word", ["packed=true", "sample_every=5"])
+def test_a_setting_without_effect_is_refused(
+    small_runs, tmp_path, capsys, stage, word
+):
+    base = small_runs / {"sft": "pretrain", "lora": "hf"}[stage]
+    out = tmp_path / "x"
+    assert main([stage, str(base), "--out", str(out), "--set", word]) == 2
+    assert "would have no effect" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_no_preset_has_a_setting_without_effect():
+    for preset in PRESETS.values():
+        for stage in ("pretrain", "sft", "lora"):
+            recipes._refuse_without_effect(stage, getattr(preset, stage))
 
 
 def test_what_is_said_last_counts(pretraining, tmp_path):
@@ -237,6 +263,7 @@ def test_what_is_wrong_in_a_file(tmp_path, capsys, name, text, message):
         (["--set", "steps=0"], "train.steps must be greater than 0, not '0'"),
         (["--set", "steps=none"], "train.steps must be a valid integer"),
         (["--lr", "1", "--set", "lr=2"], "lr is given twice, by --lr"),
+        (["--set", "replay=0.5"], "replay=0.5 would have no effect"),
         (["--optimizer", "sgd"], "must be 'muon' or 'adamw', not 'sgd'"),
     ],
 )
