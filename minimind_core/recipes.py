@@ -36,7 +36,11 @@ from minimind_core.adapters import (
     save_adapter,
 )
 from minimind_core.callbacks import Callback
-from minimind_core.checkpoint import save_model, weights_digest
+from minimind_core.checkpoint import (
+    prune_checkpoints,
+    save_model,
+    weights_digest,
+)
 from minimind_core.config import (
     ModelConfig,
     Preset,
@@ -273,6 +277,7 @@ def _train(
     def finish() -> None:
         write(trainer.model)
         folder.finish({**metadata, **trainer.metadata()})
+        prune_checkpoints(folder.path, keep=1)
 
     def say(text: str) -> None:
         if text and trainer.processes.is_main:

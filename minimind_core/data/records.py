@@ -21,10 +21,12 @@ Document = str
 Messages = list[dict[str, Any]]
 
 def is_jsonl(path: Path) -> bool:
+    """Whether a file holds one JSON record a line, by its name."""
     return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
+    """The error for a text that is not UTF-8, naming the first bad byte."""
     byte = error.object[error.start]
     return DataError(
         f"{where}: not UTF-8 text (byte 0x{byte:02x}); convert the file, "
