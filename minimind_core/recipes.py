@@ -19,8 +19,9 @@ changes them, and the keywords of the call change them last: every field of
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from minimind_core.adapters import (
     merge_lora,
     save_adapter,
 )
+from minimind_core.calibration import choose_precision
 from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
     prune_checkpoints,
@@ -70,7 +72,7 @@ from minimind_core.export import export_hf
 from minimind_core.files import require_new
 from minimind_core.loading import load_adapter, load_config, load_model
 from minimind_core.model import MiniMind
-from minimind_core.precision import resolve
+from minimind_core.precision import Precision, resolve
 from minimind_core.run import (
     Record,
     Run,
@@ -86,6 +88,7 @@ from minimind_core.settings import (
     recorded_settings,
     starting_settings,
 )
+from minimind_core.threads import choose_threads
 from minimind_core.tokenizer import (
     load_tokenizer,
     save_tokenizer,
@@ -203,6 +206,33 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
         )
 
 
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give torch its number of threads back when a training has ended."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose(
+    shape: ModelConfig, config: TrainConfig, folder: RunFolder
+) -> Precision:
+    """The number format and the threads of a training that begins.
+
+    A training that is resumed takes both from its checkpoint.
+    """
+    if folder.checkpoint is not None:
+        return resolve(config.device, config.dtype)
+    torch.set_num_threads(config.threads or choose_threads(shape).number)
+    return choose_precision(
+        config.device, config.dtype, model=shape, seq_len=config.seq_len,
+        batch_size=config.micro_batch_size or config.batch_size,
+        optimizer=config.optimizer,
+    )  # fmt: skip
+
+
 def _held_out(
     spec: DataSpec, validate: Check | None, make: Callable[[], Check]
 ) -> Check | None:
@@ -300,6 +330,7 @@ def _train(
 # --- the stages ------------------------------------------------------------
 
 
+@_own_threads()
 def pretrain(
     out: str | Path,
     *,
@@ -422,7 +453,7 @@ def pretrain(
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
     _refuse_without_effect("pretrain", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress)
@@ -459,7 +490,8 @@ def pretrain(
         state["base"] = weights_digest(net.parameters())
         rows.drawn = BEHIND if source.size is None else 0
     trainer = Trainer(
-        net, rows, plan, precision=precision, state=state,
+        net, rows, plan, precision=_choose(net.config, plan, folder),
+        state=state,
         validate=_held_out(spec, validate, lambda: held_out_documents(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len
         )),
@@ -491,6 +523,7 @@ def _write(
     save_model(model, tok, path, pth=pth)
 
 
+@_own_threads()
 def sft(
     base: str | Path,
     out: str | Path,
@@ -566,7 +599,7 @@ def sft(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("sft", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress)
@@ -586,7 +619,7 @@ def sft(
         stream = Mixture(stream, documents, plan.replay, plan.seed)
     torch.manual_seed(plan.seed)
     trainer = Trainer(
-        net, stream, plan, precision=precision,
+        net, stream, plan, precision=_choose(shape, plan, folder),
         validate=_held_out(spec, validate, lambda: held_out_conversations(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len
         )),
@@ -637,6 +670,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@_own_threads()
 def train_lora(
     base: str | Path,
     out: str | Path,
@@ -734,7 +768,7 @@ def train_lora(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("lora", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress, load_adapter)
@@ -757,7 +791,7 @@ def train_lora(
     torch.manual_seed(plan.seed)
     model = add_adapter(base, **adapter)
     trainer = Trainer(
-        model, stream, plan, precision=precision,
+        model, stream, plan, precision=_choose(shape, plan, folder),
         validate=_held_out(spec, validate, lambda: held_out_conversations(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len, kind="skill"
         )),
