@@ -973,7 +973,7 @@ def run_journey(
         # The others appear complete or not at all, so that they need not
         # be made again if they are there.
         elif not (resume and (out / name).exists()):
-            run_once(lambda make=make: make() and None)  # type: ignore[misc]
+            run_once(make)
         seconds[name] = round(time.perf_counter() - started, 1)
         say(f"    {seconds[name]:.1f} s, in {out / name}")
     return Journey(out, seconds)
