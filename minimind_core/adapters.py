@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimind_core.checkpoint import RUN_FILE, weights_of
+from minimind_core.checkpoint import weights_of
 from minimind_core.config import ModelConfig
 from minimind_core.distributed import in_main_process
 from minimind_core.errors import ConfigError
@@ -34,9 +34,8 @@ from minimind_core.loading import (
     load_merged,
 )
 from minimind_core.lora import ALL_LINEAR, TIED, refuse_tied
-from minimind_core.run import read_metadata
+from minimind_core.run import read_metadata, write_metadata
 from minimind_core.tokenizer import save_tokenizer
-from minimind_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -152,13 +151,12 @@ def merge_lora(
     facts = read_metadata(adapter)
     with atomic_folder(out) as folder:
         write_package(folder, model.config, weights_of(model), tok)
-        write_json(
-            folder / RUN_FILE,
+        write_metadata(
+            folder,
             {
-                **{k: facts[k] for k in ("data", "seed") if k in facts},
+                **{k: facts[k] for k in ("data", "seed", "preset")
+                   if k in facts},
                 "stage": "merged",
-                "finished": True,
-                "minimind_core": __version__,
             },
-        )
+        )  # fmt: skip
     return out

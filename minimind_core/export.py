@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minimind_core.checkpoint import (
     OLD_WEIGHTS,
-    RUN_FILE,
     WEIGHTS,
     generation_config,
     load_weights,
@@ -33,9 +32,8 @@ from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import atomic_folder, require_new, write_json
 from minimind_core.loading import load_model
 from minimind_core.model import MiniMind
-from minimind_core.run import read_metadata
+from minimind_core.run import read_metadata, write_metadata
 from minimind_core.tokenizer import load_tokenizer, save_tokenizer
-from minimind_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,14 +96,12 @@ def export_hf(
             folder, model.config, weights_of(model), tokenizer,
             format=format, dtype=dtype,
         )  # fmt: skip
-        write_json(
-            folder / RUN_FILE,
+        write_metadata(
+            folder,
             {
                 **{k: facts[k] for k in ("data", "seed", "preset")
                    if k in facts},
                 "stage": "hf",
-                "finished": True,
-                "minimind_core": __version__,
             },
         )  # fmt: skip
     return out
@@ -204,13 +200,7 @@ def import_checkpoint(
         )
     with atomic_folder(out) as folder:
         save_model(model, tok, folder)
-        facts: dict[str, Any] = {
-            "stage": "import",
-            "source": source.name,
-            "finished": True,
-            "minimind_core": __version__,
-        }
-        write_json(folder / RUN_FILE, facts)
+        write_metadata(folder, {"stage": "import", "source": source.name})
     return out
 
 

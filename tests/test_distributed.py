@@ -20,6 +20,9 @@ from minimind_core.distributed import (
 )
 from minimind_core.errors import ConfigError
 
+pytestmark = pytest.mark.skipif(
+    os.name == "nt", reason="torchrun needs libuv, which Windows lacks"
+)
 HERE = Path(__file__).parent
 
 

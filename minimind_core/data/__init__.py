@@ -45,6 +45,7 @@ from minimind_core.data.specs import (
     MICROWORLD,
     Data,
     DataSpec,
+    is_file_name,
     open_source,
     parse_data,
     tokenizer_texts,
@@ -55,6 +56,6 @@ __all__ = [
     "Document", "Encoded", "Encoder", "Files", "InMemory", "Messages",
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
     "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "next_rows", "open_source", "pack",
-    "parse_data", "parse_record", "tokenizer_texts",
+    "count_tokens", "document_encoder", "is_file_name", "next_rows",
+    "open_source", "pack", "parse_data", "parse_record", "tokenizer_texts",
 ]  # fmt: skip

@@ -55,7 +55,7 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
     DataError
     """
     try:
-        record = json.loads(raw.decode("utf-8"))
+        record = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise not_utf8(where, error) from None
     except json.JSONDecodeError as error:

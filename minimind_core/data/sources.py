@@ -126,7 +126,7 @@ class Files:
             if is_jsonl(path):
                 found.append(parse_record(raw, self.kind, str(path)))
             else:
-                found.append(raw.decode("utf-8").strip("\n"))
+                found.append(raw.decode("utf-8-sig").strip("\n"))
         return found
 
 
