@@ -103,7 +103,7 @@ BAD_TEXT = {
     "nothing.jsonl": (lines(GOOD, {"text": ""}).encode(),
                       ("nothing.jsonl, line 2", "non-empty string")),
     "list.jsonl": (lines('["a"]').encode(),
-                   ("list.jsonl, line 1", "no object")),
+                   ("list.jsonl, line 1", "a JSON array", "jq -c")),
     "chat.jsonl": (lines(talk()).encode(),
                    ("chat.jsonl, line 1", "minimind sft")),
 }  # fmt: skip

@@ -25,7 +25,12 @@ from minimind_core.data.packing import (
     next_rows,
     pack,
 )
-from minimind_core.data.records import Document, Messages, parse_record
+from minimind_core.data.records import (
+    Document,
+    Messages,
+    parse_record,
+    record_kind,
+)
 from minimind_core.data.sources import (
     HELD_OUT_EVERY,
     Files,
@@ -36,6 +41,7 @@ from minimind_core.data.specs import (
     MICROWORLD,
     Data,
     DataSpec,
+    open_files,
     open_source,
     parse_data,
     tokenizer_texts,
@@ -45,6 +51,7 @@ __all__ = [
     "HELD_OUT_EVERY", "MICROWORLD", "Data", "DataSpec", "Document",
     "Encoded", "Encoder", "Files", "Messages", "Mixture", "Row", "RowStream",
     "Rows", "Slice", "Source", "collate", "conversation_encoder",
-    "count_labels", "document_encoder", "next_rows", "open_source", "pack",
-    "parse_data", "parse_record", "tokenizer_texts",
+    "count_labels", "document_encoder", "next_rows", "open_files",
+    "open_source", "pack", "parse_data", "parse_record", "record_kind",
+    "tokenizer_texts",
 ]  # fmt: skip

@@ -18,7 +18,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from minimind_core.data.records import is_jsonl, not_utf8, parse_record
+from minimind_core.data.records import (
+    check_format,
+    is_jsonl,
+    not_utf8,
+    parse_record,
+)
 from minimind_core.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
@@ -60,6 +65,7 @@ class Files:
         self.starts = array.array("Q")
         self.lengths = array.array("Q")
         for number, path in enumerate(self.paths):
+            check_format(path)
             pieces = self._lines if is_jsonl(path) else self._pieces
             if not is_jsonl(path) and kind == "conversations":
                 raise DataError(
@@ -121,7 +127,7 @@ class Files:
             if is_jsonl(path):
                 found.append(parse_record(raw, self.kind, str(path)))
             else:
-                found.append(raw.decode("utf-8").strip("\n"))
+                found.append(raw.decode("utf-8-sig").strip("\n"))
         return found
 
 

@@ -123,14 +123,26 @@ def open_source(
         return MicroworldConversations(
             spec.language, seed, skill=kind == "skill", held_out=held_out
         )
-    stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
-    wanted = "text" if kind == "text" else "conversations"
-    files = _open_files(spec.paths, wanted, stamps)
-    source = Slice(files, held_out=held_out)
+    source = Slice(open_files(spec, kind), held_out=held_out)
     if spec.part and not held_out:
         # After the split, so that what is held out is so from every part.
         source = Slice(source, held_out=spec.part == "tenth", every=10)
     return source
+
+
+def open_files(spec: DataSpec, kind: str) -> Files:
+    """Every record of a specification's files, for training or held out.
+
+    Parameters
+    ----------
+    spec : DataSpec
+        Of files.
+    kind : {"text", "conversations", "skill"}
+        See `open_source`.
+    """
+    stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
+    wanted = "text" if kind == "text" else "conversations"
+    return _open_files(spec.paths, wanted, stamps)
 
 
 @functools.lru_cache(maxsize=4)
