@@ -55,6 +55,7 @@ from minimind_core.run import (
     open_folder,
     read_log,
     read_metadata,
+    training_data,
 )
 from minimind_core.tokenizer import (
     load_tokenizer,
@@ -261,7 +262,10 @@ def sft(
             "tokenizer": tokenizer_digest(tok),
         },
     )  # fmt: skip
-    said = {"stage": "sft", "preset": preset, "data": spec.names()}
+    said = {
+        "stage": "sft", "preset": preset, "data": spec.names(),
+        "trained_on": training_data(facts),
+    }  # fmt: skip
     return _train(trainer, folder, tok, said, pth)
 
 
@@ -442,17 +446,17 @@ def train_lora(
         trainer.resume(folder.checkpoint)
     history = trainer.fit()
     if first:
-        save_adapter(model, tok, base, out)
-        folder.finish(
-            {
-                "stage": "lora",
-                "data": facts.get("data", spec.names()),
-                "skill_data": spec.names(),
-                "seed": seed,
-                "precision": precision.dtype,
-                "train": config.to_dict(),
-            }
-        )
+        said = {
+            "stage": "lora",
+            "data": facts.get("data", spec.names()),
+            "skill_data": spec.names(),
+            "trained_on": training_data(facts),
+            "seed": seed,
+            "precision": precision.dtype,
+            "train": config.to_dict(),
+        }
+        save_adapter(model, tok, base, out, said)
+        folder.finish(said)
     trainer.processes.barrier()
     return Run(model, tok, history, out)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +187,27 @@ def read_metadata(run: str | Path) -> Record:
     """What ``minimind.json`` says of a run; empty if there is none."""
     path = Path(run) / RUN_FILE
     return read_json(path) if path.exists() else {}
+
+
+def training_data(metadata: Mapping[str, Any]) -> list[list[str]]:
+    """What a model was trained on, in its stages and those before them.
+
+    Parameters
+    ----------
+    metadata : dict
+        Of a run, as `read_metadata` gives it.
+
+    Returns
+    -------
+    list of list of str
+        For each stage what its ``--data`` was.
+    """
+    found = [
+        *metadata.get("trained_on", []),
+        metadata.get("data", []),
+        metadata.get("skill_data", []),
+    ]
+    return [names for names in found if names]
 
 
 def read_log(run: str | Path) -> list[Record]:

@@ -28,6 +28,7 @@ from minimind_core.data.packing import (
 from minimind_core.data.records import (
     Document,
     Messages,
+    check_record,
     parse_record,
     record_kind,
 )
@@ -50,8 +51,8 @@ from minimind_core.data.specs import (
 __all__ = [
     "HELD_OUT_EVERY", "MICROWORLD", "Data", "DataSpec", "Document",
     "Encoded", "Encoder", "Files", "Messages", "Mixture", "Row", "RowStream",
-    "Rows", "Slice", "Source", "collate", "conversation_encoder",
-    "count_labels", "document_encoder", "next_rows", "open_files",
-    "open_source", "pack", "parse_data", "parse_record", "record_kind",
-    "tokenizer_texts",
+    "Rows", "Slice", "Source", "check_record", "collate",
+    "conversation_encoder", "count_labels", "document_encoder", "next_rows",
+    "open_files", "open_source", "pack", "parse_data", "parse_record",
+    "record_kind", "tokenizer_texts",
 ]  # fmt: skip

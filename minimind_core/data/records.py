@@ -29,57 +29,19 @@ MESSAGES = "messages"
 _STAGES = {"text": "pretrain", "conversations": "sft"}
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
-# How a file begins that is no text, and how it becomes one.
-_PACKED = (
-    (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip"),
-    (b"\x28\xb5\x2f\xfd", "compressed; unpack it with zstd -d"),
-    (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet file; write it as .jsonl first, for example with "
-     "datasets.Dataset.from_parquet(path).to_json(new_path)"),
-    (b"\xff\xfe", "UTF-16, not UTF-8 text; convert it with "
-     "iconv -f utf-16 -t utf-8"),
-)  # fmt: skip
-
-# Names that tell a format which would be read as something that it is not.
-_SUFFIXES = {
-    ".gz": _PACKED[0][1],
-    ".zst": _PACKED[1][1],
-    ".zip": _PACKED[2][1],
-    ".parquet": _PACKED[3][1],
-    ".csv": "a table; write each row as one JSON object a line (.jsonl), "
-    "for example with pandas.read_csv(path).to_json(new_path, "
-    "orient='records', lines=True)",
-}
-_SUFFIXES[".tsv"] = _SUFFIXES[".csv"]
-
-
 def is_jsonl(path: Path) -> bool:
     """Whether a file has one JSON object a line, by its name."""
     return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
 
 
-def check_format(path: Path) -> None:
-    """Refuse a file that is neither ``.jsonl`` nor plain text.
-
-    Raises
-    ------
-    DataError
-        Saying how to convert it.
-    """
-    said = _SUFFIXES.get(path.suffix.lower())
-    if said is not None:
-        raise DataError(f"{path}: {said}")
-
-
 def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
     """The error for bytes that are no UTF-8 text."""
-    for start, said in _PACKED:
-        if error.object.startswith(start):
-            return DataError(f"{where}: {said}")
     byte = error.object[error.start]
+    utf16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+    origin = "-f utf-16 " if utf16 else ""
     return DataError(
         f"{where}: not UTF-8 text (byte 0x{byte:02x}); convert the file, "
-        "for example with iconv -t utf-8"
+        f"for example with iconv {origin}-t utf-8"
     )
 
 
@@ -142,26 +104,58 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
     if isinstance(record, list):
         raise _an_array(where)
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a record with {kind!r}, found "
-                        f"{type(record).__name__}")  # fmt: skip
-    name = kind
-    if kind == "conversations" and kind not in record and MESSAGES in record:
-        name = MESSAGES
-    if name not in record:
         raise DataError(
             f"{where}: expected a record with {kind!r}, found "
-            f"{sorted(record)}{_hint(record, kind)}"
+            f"{type(record).__name__}"
         )
-    value = record[name]
+    return check_record(record, kind, where)
+
+
+def check_record(record: Any, kind: str, where: str) -> Any:
+    """What a record holds, if it has the right form.
+
+    Parameters
+    ----------
+    record : str, list of dict or mapping
+        A document or a conversation, by itself or as a line of a ``.jsonl``
+        file has it.
+    kind : {"text", "conversations"}
+    where : str
+        For errors.
+
+    Returns
+    -------
+    str or list of dict
+
+    Raises
+    ------
+    DataError
+    """
+    if kind not in _STAGES:
+        raise DataError(
+            f"unknown kind {kind!r}; there is {', '.join(_STAGES)}"
+        )
+    value = record
+    if isinstance(record, Mapping):
+        name = kind
+        if kind == "conversations" and kind not in record:
+            name = MESSAGES if MESSAGES in record else kind
+        if name not in record:
+            raise DataError(
+                f"{where}: expected a record with {kind!r}, found "
+                f"{sorted(record)}{_hint(record, kind)}"
+            )
+        if kind == "conversations" and record.get("tools"):
+            raise DataError(
+                f"{where}: 'tools' beside {name!r} is not read; put it into "
+                'the first message: {"role": "system", "content": "", '
+                '"tools": ...}'
+            )
+        value = record[name]
     if kind == "text":
         if not isinstance(value, str) or not value:
             raise DataError(f"{where}: 'text' must be a non-empty string")
         return value
-    if record.get("tools"):
-        raise DataError(
-            f"{where}: 'tools' beside {name!r} is not read; put it into the "
-            'first message: {"role": "system", "content": "", "tools": ...}'
-        )
     _check_sharegpt(value, where)
     validate_messages(value, where)
     return value

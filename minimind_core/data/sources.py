@@ -18,12 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from minimind_core.data.records import (
-    check_format,
-    is_jsonl,
-    not_utf8,
-    parse_record,
-)
+from minimind_core.data.records import is_jsonl, not_utf8, parse_record
 from minimind_core.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
@@ -65,7 +60,6 @@ class Files:
         self.starts = array.array("Q")
         self.lengths = array.array("Q")
         for number, path in enumerate(self.paths):
-            check_format(path)
             pieces = self._lines if is_jsonl(path) else self._pieces
             if not is_jsonl(path) and kind == "conversations":
                 raise DataError(
