@@ -163,8 +163,8 @@ def check_record(record: Any, kind: str, where: str) -> Any:
 
 def _an_array(where: str) -> DataError:
     return DataError(
-        f"{where}: a JSON array, but one record a line is read; convert the "
-        "file, for example with: jq -c '.[]' old.json > new.jsonl"
+        f"{where}: expected a record, found a JSON array; write one record "
+        "a line, for example with: jq -c '.[]' old.json > new.jsonl"
     )
 
 
