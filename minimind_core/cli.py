@@ -360,8 +360,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--rope-theta", type=float, metavar="X",
         help="rotary base, where no config.json beside the file says it",
     )  # fmt: skip
-    sub.add_argument("--rms-norm-eps", type=float, metavar="X")
-    sub.add_argument("--max-positions", type=_count, metavar="N")
+    sub.add_argument("--rms-norm-eps", type=float, metavar="X",
+                     help="epsilon of the norms, likewise")  # fmt: skip
+    sub.add_argument("--max-positions", type=_count, metavar="N",
+                     help="longest sequence, likewise")  # fmt: skip
     sub.add_argument("--spare-rows", action="store_true",
                      help="allow a much smaller tokenizer")  # fmt: skip
     _out(sub)

@@ -706,11 +706,13 @@ def evaluate(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     path = run.path if isinstance(run, Run) else Path(run)
-    metadata = read_metadata(path)
     if not isinstance(run, Run):
+        here = detect_device(device)
+        device = here.type if device == "auto" else device
         # A folder without a model is the first thing to be told.
         adapter = (path / ADAPTER_CONFIG).exists()
         load_config(adapter_base(path) if adapter else path)
+    metadata = read_metadata(path)
     spec = _what_to_measure(path, metadata, data)
     if spec.language is None:
         if samples is not None:
@@ -729,7 +731,10 @@ def evaluate(
                     f"{option} is for files; the microworld has no end, and "
                     "its stories are short and measured whole"
                 )
-    model, tokenizer = _open(run, device)
+    if isinstance(run, Run):
+        model, tokenizer = run.model, run.tokenizer
+    else:
+        model, tokenizer = load_model(run, device)
     if spec.language is not None:
         found = _evaluate_world(
             model, tokenizer, spec, seed,
@@ -946,12 +951,3 @@ def _evaluate_talks(
         "exact_match": {"all": sum(right) / max(len(right), 1)},
     }
 
-
-def _open(
-    run: Run | str | Path, device: str
-) -> tuple[Any, PreTrainedTokenizerFast]:
-    if isinstance(run, Run):
-        return run.model, run.tokenizer
-    found = detect_device(device)
-    device = found.type if device == "auto" else device
-    return load_model(run, device)

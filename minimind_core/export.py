@@ -331,24 +331,18 @@ def import_checkpoint(
     assumed: dict[str, Any] = {}
     if source.is_dir():
         config, state = load_config(source), read_weights(source)
-        home = source
+        home = _tokenizer_folder(tokenizer, source)
     else:
         state = _plain_names(read_weight_file(source), str(source))
-        shape, home = infer_config(state, str(source)), source.parent
+        shape = infer_config(state, str(source))
+        home = _tokenizer_folder(tokenizer, source.parent)
         config, assumed = _add_unseen(shape, source, given)
     try:
         config = config.replace(**given)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    if tokenizer is None and not (home / "tokenizer.json").exists():
-        raise CheckpointError(
-            f"{source}: there is no tokenizer with it; name the folder of "
-            "the one it was trained with (--tokenizer)"
-        )
-    tok = load_tokenizer(tokenizer or home)
-    check_tokenizer(
-        tok, config, str(tokenizer or home), spare_rows=spare_rows
-    )
+    tok = load_tokenizer(home)
+    check_tokenizer(tok, config, str(home), spare_rows=spare_rows)
     if not source.is_dir():
         config = _with_special_tokens(config, tok)
     model = MiniMind(config)
@@ -369,6 +363,16 @@ def import_checkpoint(
             stacklevel=2,
         )
     return out
+
+
+def _tokenizer_folder(given: str | Path | None, beside: Path) -> Path:
+    file = beside / "tokenizer.json"
+    if given is None and not file.exists():
+        raise CheckpointError(
+            f"{file}: no such file; name the folder of the tokenizer that "
+            "the model was trained with (--tokenizer)"
+        )
+    return beside if given is None else Path(given)
 
 
 def _add_unseen(

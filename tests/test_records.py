@@ -36,7 +36,7 @@ def test_messages_are_conversations():
         ([{"text": "a"}], "text", "jq -c"),
         (5, "text", "found int"),
         ({"messages": TALK}, "text", "'messages' are for `minimind sft`"),
-        ({"text": "a"}, "conversations", "'text' are for `minimind pretrain`"),
+        ({"text": "a"}, "conversations", "are for `minimind pretrain`"),
         ({"prompt": TALK, "chosen": TALK, "rejected": TALK},
          "conversations", "preference pairs are not read"),
         ({"prompt": "a", "completion": "b"}, "conversations",
@@ -52,7 +52,7 @@ def test_messages_are_conversations():
     ],
 )  # fmt: skip
 def test_other_formats_are_told_the_way(record, kind, said):
-    with pytest.raises(DataError, match="^f, line 1") as error:
+    with pytest.raises(DataError, match=r"^f, line 1") as error:
         parse_record(line(record), kind, "f, line 1")
     assert said in str(error.value)
 
