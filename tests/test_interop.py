@@ -164,6 +164,22 @@ def test_two_versions_of_transformers_read_an_export_alike(
     assert old["prompt"][0].tolist() == ids
 
 
+@pytest.mark.slow
+def test_the_rotary_base_is_written_for_both_versions(
+    export, older, tmp_path
+):
+    """Chapter 8 says what 4.57 does to a package of version 5."""
+    new = read_in(export, tmp_path / "new.pt")
+    shutil.copytree(export, tmp_path / "one-key")
+    path = tmp_path / "one-key" / "config.json"
+    about = json.loads(path.read_text())
+    del about["rope_theta"]
+    path.write_text(json.dumps(about))
+    old = read_in(tmp_path / "one-key", tmp_path / "old.pt", older)
+    assert not torch.equal(new["logits"], old["logits"])
+    assert not torch.equal(new["theta"], old["theta"])
+
+
 def test_the_files_say_what_both_versions_need(export):
     about = json.loads((export / "tokenizer_config.json").read_text())
     assert about["model_input_names"] == ["input_ids", "attention_mask"]
