@@ -26,7 +26,9 @@ from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import (
     atomic_folder,
+    discard,
     flush,
+    move,
     read_json,
     write_json,
     writing,
@@ -87,18 +89,23 @@ def save_model(
     model : MiniMind
     tokenizer : PreTrainedTokenizerFast
     folder : path
-        An existing folder. Each file is replaced in one move.
+        Made if it does not exist. Each file is replaced in one move.
     pth : bool
         Also write MiniMind's native ``minimind.pth``, a plain state dict
         that upstream's code loads strictly, so it can hold nothing else.
         What the weights do not show, such as the rotary base, is in the
         ``config.json`` beside it, where `import_checkpoint` looks for it.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
     """
     folder = Path(folder)
     partial = folder / ".saving"
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         try:
             state = weights_of(model)
             write_package(partial, model.config, state, tokenizer)
@@ -108,7 +115,7 @@ def save_model(
                 torch.save(native, partial / NATIVE_WEIGHTS)
             flush(partial)
             for file in sorted(partial.iterdir()):
-                file.replace(folder / file.name)
+                move(file, folder / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -352,7 +359,7 @@ def save_checkpoint(
         sums = {name: _digest(partial / name) for name in files}
         write_json(partial / "sha256.json", sums)
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)
     return out
 
 

