@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from minimind_core.checkpoint import weights_of, write_package
 from minimind_core.config import ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import ConfigError
-from minimind_core.export import write_card, write_metadata
+from minimind_core.export import kept, write_card
 from minimind_core.files import (
     atomic_folder,
     read_json,
@@ -34,7 +35,7 @@ from minimind_core.loading import (
     load_merged,
 )
 from minimind_core.lora import ALL_LINEAR, TIED, refuse_tied
-from minimind_core.run import read_metadata
+from minimind_core.run import read_metadata, write_metadata
 from minimind_core.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def save_adapter(
         )
 
 
+@in_main_process
 def merge_lora(
     adapter: str | Path,
     out: str | Path,
@@ -178,5 +180,5 @@ def merge_lora(
     with atomic_folder(out) as folder:
         write_package(folder, model.config, weights_of(model), tok)
         write_card(folder, out.name, model.config, metadata)
-        write_metadata(folder, "merged", metadata)
+        write_metadata(folder, kept(metadata) | {"stage": "merged"})
     return out

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,41 @@ WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
+RUN_FORMAT = 1
+"""The layout of run folders and checkpoints, written into both as
+``format``. It grows when a reader of the old one would go wrong."""
+
+
+def check_format(values: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse a run or checkpoint that another version has laid out.
+
+    Parameters
+    ----------
+    values : mapping
+        Of its JSON file. Without a ``format`` it is of the time before
+        formats had numbers.
+    where : path
+        Named in the error.
+
+    Raises
+    ------
+    CheckpointError
+        If the format is older or newer than this version reads.
+    """
+    found = values.get("format", 0)
+    if found == RUN_FORMAT:
+        return
+    if isinstance(found, int) and found < RUN_FORMAT:
+        raise CheckpointError(
+            f"{where}: has format {found}, which an older version of "
+            f"minimind_core wrote; this one reads format {RUN_FORMAT}. "
+            "Install the older version, or start the run anew"
+        )
+    raise CheckpointError(
+        f"{where}: has format {found}, which a newer version of "
+        f"minimind_core wrote; this one reads format {RUN_FORMAT}. "
+        "Update minimind_core"
+    )
 
 
 # --- weights ---------------------------------------------------------------
@@ -299,11 +334,23 @@ def load_weights(
     model.load_state_dict(full, strict=True)
 
 
-def weights_digest(model: MiniMind) -> str:
-    """A short name for exactly these weights, to tell two bases apart."""
+def weights_digest(parameters: Iterable[Tensor]) -> str:
+    """A short name for exactly these weights, to tell two bases apart.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+        Such as ``model.parameters()``; of any dtype.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+    for parameter in parameters:
+        flat = parameter.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -323,7 +370,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write all that a run needs to go on as if never stopped.
+    """Write all that a run needs to continue as if never stopped.
 
     Parameters
     ----------
@@ -354,7 +401,8 @@ def save_checkpoint(
     with atomic_folder(out) as partial:
         save_file(dict(weights), partial / WEIGHTS)
         torch.save(dict(training), partial / "training.pt")
-        write_json(partial / "state.json", {"step": step, **state})
+        described = {"format": RUN_FORMAT, "step": step, **state}
+        write_json(partial / "state.json", described)
         files = [WEIGHTS, "training.pt", "state.json"]
         sums = {name: _digest(partial / name) for name in files}
         write_json(partial / "sha256.json", sums)
@@ -385,7 +433,8 @@ def load_checkpoint(
     Raises
     ------
     CheckpointError
-        If a file is missing or not what was written.
+        If a file is missing or not what was written, or another version
+        wrote it.
     """
     folder = Path(folder)
     advice = f"remove {folder} to continue from the one before, if any"
@@ -400,8 +449,52 @@ def load_checkpoint(
                 f"{file}: missing, cut short or changed since it was "
                 f"written; {advice}"
             )
+    state = read_json(folder / "state.json")
+    check_format(state, folder)
     weights = read_weight_file(folder / WEIGHTS)
     training = torch.load(
         folder / "training.pt", map_location="cpu", weights_only=True
     )
-    return weights, training, read_json(folder / "state.json")
+    return weights, training, state
+
+
+def last_sound(run: str | Path) -> Path | None:
+    """The newest checkpoint that can be read and holds finite numbers only.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+
+    Returns
+    -------
+    Path or None
+        None if there is no such checkpoint.
+    """
+    for folder in reversed(checkpoints(run)):
+        try:
+            weights, training, _ = load_checkpoint(folder)
+        except CheckpointError:
+            continue
+        if all_finite((weights, training["optimizer"])):
+            return folder
+    return None
+
+
+def all_finite(values: Any) -> bool:
+    """Whether every tensor in nested dictionaries and lists is finite.
+
+    The device is waited for once.
+    """
+    found: dict[torch.device, list[Tensor]] = {}
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            finite = value.detach().isfinite().all()
+            found.setdefault(value.device, []).append(finite)
+    return all(bool(torch.stack(flags).all()) for flags in found.values())

@@ -39,7 +39,7 @@ from minimind_core.data import (
     conversation_encoder,
     count_labels,
     document_encoder,
-    open_files,
+    open_records,
     open_source,
     pack,
     parse_data,
@@ -798,17 +798,34 @@ def _choose(
 ) -> tuple[Sequence[Any], str, str]:
     """The records to measure, their kind, and which part they are."""
     kinds = {record_kind(path) for path in spec.paths}
+    if isinstance(spec.memory, list):
+        kinds = {_kind(record) for record in spec.memory}
+    elif spec.memory is not None:
+        kinds = {_kind(spec.memory.records([0])[0])}
     if len(kinds) > 1:
         raise DataError(
-            f"{spec}: some files hold documents and others conversations; "
+            f"{spec}: some records are documents and others conversations; "
             "measure them one after the other"
         )
     kind = kinds.pop()
-    files: Source = open_files(spec, kind)
+    found = open_records(spec, kind)
     part = "all"
+    if found.size is None:
+        raise DataError(
+            f"{spec}: has no end, so not all of it can be measured; give a "
+            "list of some of its records"
+        )
     if not every_record and _trained_on(spec, metadata):
-        part, files = "held-out", Slice(files, held_out=True)
-    return _Lazily(files), kind, part
+        part, found = "held-out", Slice(found, held_out=True)
+    return _Lazily(found), kind, part
+
+
+def _kind(record: Any) -> str:
+    """Of a record in memory."""
+    if isinstance(record, Mapping):
+        talk = {"conversations", "messages"} & record.keys()
+        return "conversations" if talk else "text"
+    return "text" if isinstance(record, str) else "conversations"
 
 
 class _Lazily(Sequence[Any]):
@@ -837,6 +854,9 @@ def _trained_on(spec: DataSpec, metadata: Mapping[str, Any]) -> bool:
         them. Which records it held out follows from their places in the
         files together, so it cannot be told then.
     """
+    if spec.memory is not None:
+        # Named by a digest, so that they are the same or others.
+        return spec.names() in training_data(metadata)
     asked = [path.resolve() for path in spec.paths]
     overlap = None
     for names in training_data(metadata):

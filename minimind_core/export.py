@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from minimind_core.checkpoint import (
-    RUN_FILE,
     load_weights,
     read_weight_file,
     read_weights,
@@ -34,11 +33,16 @@ from minimind_core.checkpoint import (
     write_package,
 )
 from minimind_core.config import PRESETS, ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import CheckpointError, ConfigError
-from minimind_core.files import atomic_folder, require_new, write_json
+from minimind_core.files import atomic_folder, require_new
 from minimind_core.loading import check_tokenizer, load_config, load_model
 from minimind_core.model import MiniMind
-from minimind_core.run import read_metadata
+from minimind_core.run import (
+    read_metadata,
+    training_data,
+    write_metadata,
+)
 from minimind_core.tokenizer import load_tokenizer
 from minimind_core.version import __version__
 
@@ -49,10 +53,11 @@ UNSEEN = ("rope_theta", "rms_norm_eps", "max_position_embeddings")
 """What decides a model's output, or how long it may be, and leaves no trace
 in the shapes of its tensors."""
 
-KEPT = ("data", "skill_data", "trained_on", "seed", "preset", "train")
-"""What a model keeps of its run's metadata when it changes its format."""
+KEPT = ("data", "trained_on", "seed", "preset", "train")
+"""What `kept` keeps."""
 
 
+@in_main_process
 def export_hf(
     run: str | Path,
     out: str | Path,
@@ -106,34 +111,13 @@ def export_hf(
             format=format, dtype=dtype,
         )  # fmt: skip
         write_card(folder, out.name, model.config, metadata)
-        write_metadata(folder, "hf", metadata)
+        write_metadata(folder, {**kept(metadata), "stage": "hf"})
     return out
 
 
-def write_metadata(
-    folder: Path, stage: str, before: Mapping[str, Any], **more: Any
-) -> None:
-    """Write ``minimind.json`` for a model made from another, not trained.
-
-    Parameters
-    ----------
-    folder : Path
-    stage : {"hf", "import", "merged"}
-    before : mapping
-        The metadata of the model it is made from.
-    more
-        Further entries.
-    """
-    write_json(
-        folder / RUN_FILE,
-        {
-            **{name: before[name] for name in KEPT if name in before},
-            "stage": stage,
-            **more,
-            "finished": True,
-            "minimind_core": __version__,
-        },
-    )
+def kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model made from another one keeps of the other's metadata."""
+    return {name: metadata[name] for name in KEPT if name in metadata}
 
 
 # --- the model card --------------------------------------------------------
@@ -249,10 +233,11 @@ def _how_it_was_made(metadata: Mapping[str, Any]) -> str:
         made = _MADE.get(stage, "How it was trained is not recorded.")
     lines = [made, ""]
     # Names only: a path would tell of the machine it was trained on.
-    for title, key in (("Data", "data"), ("Data for LoRA", "skill_data")):
-        names = [Path(str(one)).name for one in metadata.get(key) or []]
-        if names:
-            lines.append(f"- {title}: {', '.join(names)}")
+    stages = training_data(metadata)
+    for number, stage_data in enumerate(stages, 1):
+        names = ", ".join(Path(str(one)).name for one in stage_data)
+        title = "Data" if len(stages) == 1 else f"Data of training {number}"
+        lines.append(f"- {title}: {names}")
     train = metadata.get("train") or {}
     shown = [
         f"{key} {train[key]}"
@@ -268,6 +253,7 @@ def _how_it_was_made(metadata: Mapping[str, Any]) -> str:
 # --- back in ---------------------------------------------------------------
 
 
+@in_main_process
 def import_checkpoint(
     source: str | Path,
     out: str | Path,
@@ -350,9 +336,11 @@ def import_checkpoint(
     metadata = read_metadata(source) if source.is_dir() else {}
     with atomic_folder(out) as folder:
         save_model(model, tok, folder)
+        said = {"stage": "import", "source": source.name}
         write_metadata(
-            folder, "import", metadata, source=source.name,
-            **({"assumed": assumed} if assumed else {}),
+            folder,
+            {**kept(metadata), **said, **({"assumed": assumed} if assumed
+                                          else {})},
         )  # fmt: skip
     if assumed:
         told = ", ".join(f"{k} {v:g}" for k, v in assumed.items())

@@ -131,7 +131,6 @@ def test_bad_text_for_a_tokenizer_or_a_journey(here, refuse, name):
     "words",
     [
         ["pretrain", "--data", "none.txt", "--out", "out"],
-        ["pretrain", "--data", ".", "--out", "out"],
         ["journey", "--text", "none.txt", "--out", "out"],
         ["journey", "--chat", "none.jsonl", "--out", "out"],
         ["journey", "--lora-chat", "none.jsonl", "--out", "out"],
@@ -141,6 +140,11 @@ def test_bad_text_for_a_tokenizer_or_a_journey(here, refuse, name):
 )
 def test_a_file_that_is_not_there(refuse, words):
     refuse(words, f"{words[2]}: no such file", "--data takes")
+
+
+def test_a_folder_is_no_file(refuse):
+    refuse(["pretrain", "--data", ".", "--out", "out"],
+           ".: a folder; name the files in it")  # fmt: skip
 
 
 def test_an_unknown_language_of_the_microworld(refuse):
@@ -230,17 +234,19 @@ def test_answers_that_never_fit(here, capsys, small_runs):
     ("options", "said"),
     [
         (["--preset", "huge"], ("preset 'huge'", "tiny, small, base")),
-        (["--dtype", "float8"], ("dtype 'float8'", "bfloat16")),
+        (["--dtype", "float8"], ("dtype must be 'auto'", "not 'float8'")),
         (["--device", "gpu"], ("device 'gpu'", "auto, cpu, cuda")),
-        (["--steps", "0"], ("steps must be > 0",)),
+        (["--steps", "0"], ("steps must be greater than 0, not 0",)),
         (["--steps", "many"], ("--steps", "invalid int")),
-        (["--batch-size", "-1"], ("batch_size must be > 0",)),
+        (["--batch-size", "-1"], ("batch_size must be greater than 0",)),
         (["--micro-batch-size", "0"], ("micro_batch_size",)),
-        (["--seq-len", "1"], ("seq_len must be at least 2",)),
+        (["--seq-len", "1"], ("seq_len must be greater than or equal to 2",)),
         (["--seq-len", "100000"], ("seq_len 100000", "512 positions")),
-        (["--learning-rate", "nan"], ("lr",)),
-        (["--save-every", "-5"], ("save_every must be >= 0",)),
-        (["--optimizer", "sgd"], ("--optimizer", "muon")),
+        (["--lr", "nan"], ("lr must be a finite number, not nan",)),
+        (["--learning-rate", "1"], ("--learning-rate",)),
+        (["--save-every", "-5"],
+         ("save_every must be greater than or equal to 0",)),
+        (["--optimizer", "sgd"], ("optimizer", "'muon' or 'adamw'")),
         (["--seed", "-1"], ("--seed", "2^63")),
         (["--seed", "99999999999999999999"], ("--seed", "2^63")),
         (["--sed", "1"], ("--sed",)),
@@ -317,7 +323,7 @@ def test_bad_options_of_an_evaluation(refuse, small_runs, options, said):
         (["--rank", "0"], "rank must be at least 1"),
         (["--targets", "q_proj,nowhere"], "nowhere"),
         (["--targets", "embed_tokens"], "embed_tokens shares its weights"),
-        (["--replay", "1.5"], "replay must be in [0, 1)"),
+        (["--replay", "1.5"], "replay must be less than 1, not 1.5"),
     ],
     ids=lambda value: value[0] + value[1] if isinstance(value, list) else "",
 )

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from torch import nn
 
+from minimind_core import recipes
 from minimind_core.adapters import merge_lora
 from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
@@ -25,7 +26,6 @@ from minimind_core.lora import (
 from minimind_core.model import MiniMind
 from minimind_core.recipes import train_lora
 from minimind_core.tokenizer import train_tokenizer
-from minimind_core.train import Trainer
 
 SETTINGS = {"steps": 6, "batch_size": 4, "seq_len": 200, "device": "cpu",
             "dtype": "float32", "progress": False}  # fmt: skip
@@ -209,18 +209,18 @@ def test_a_stopped_run_goes_on_to_the_bit(trained, base, tmp_path):
         pass
 
     settings = {**SETTINGS, "rank": 4, "save_every": 4}
-    step = Trainer.train_step
+    step = recipes.Trainer.train_step
     try:
         def stop(self, module):
             if self.step == 5:
                 raise Stopped
             return step(self, module)
 
-        Trainer.train_step = stop
+        recipes.Trainer.train_step = stop
         with pytest.raises(Stopped):
             train_lora(base, tmp_path / "lora", **settings)
     finally:
-        Trainer.train_step = step
+        recipes.Trainer.train_step = step
     run = train_lora(base, tmp_path / "lora", resume=True, **settings)
     assert torch.equal(logits(run.model), logits(trained[1].model))
 
@@ -263,7 +263,7 @@ def test_an_adapter_has_a_card(trained, base, tmp_path):
     # The hub takes only its own models' names there.
     assert {"license", "base_model"}.isdisjoint(front)
     assert "`../hf` as seen from this folder" in card.text
-    assert "Data for LoRA: microworld" in card.text
+    assert "- Data: microworld" in card.text
     assert "steps 6" in card.text
     merged = merge_lora(trained[0], tmp_path / "merged")
     text = ModelCard.load(merged / "README.md").text
