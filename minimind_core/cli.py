@@ -191,8 +191,8 @@ def chat(options: Namespace) -> None:
     chat_loop(
         options.run,
         **_given(
-            options, "prompt", "max_new_tokens", "temperature", "top_p",
-            "seed", "device",
+            options, "prompt", "max_new_tokens", "temperature", "top_k",
+            "top_p", "min_p", "seed", "device",
         ),
     )  # fmt: skip
 
@@ -381,7 +381,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", metavar="TEXT", help="answer this and end")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
                      help="0 takes the likeliest token")  # fmt: skip
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="X")
+    sub.add_argument("--top-k", type=int, default=0, metavar="N",
+                     help="draw from the N likeliest; 0: all")  # fmt: skip
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="X",
+                     help="draw from the likeliest up to X")  # fmt: skip
+    sub.add_argument("--min-p", type=float, default=0.0, metavar="X",
+                     help="drop what is less likely than X times the "
+                     "likeliest")  # fmt: skip
     sub.add_argument("--max-new-tokens", type=_count, default=256,
                      metavar="N")  # fmt: skip
     _seed(sub)

@@ -43,7 +43,7 @@ from minimind_core.run import (
     training_data,
     write_metadata,
 )
-from minimind_core.tokenizer import load_tokenizer
+from minimind_core.tokenizer import load_tokenizer, special_ids
 from minimind_core.version import __version__
 
 FORMATS = ("safetensors", "bin")
@@ -404,12 +404,10 @@ def _add_unseen(
 
 def _with_special_tokens(config: ModelConfig, tok: Any) -> ModelConfig:
     """The ids of the tokenizer, which no tensor knows either."""
-    ids = {}
-    for name in ("pad", "bos", "eos"):
-        # Where a tokenizer has no begin or no padding, the end serves.
-        found = getattr(tok, f"{name}_token_id")
-        ids[f"{name}_token_id"] = tok.eos_token_id if found is None else found
-    return config.replace(**ids)
+    bos, eos, pad = special_ids(tok)
+    return config.replace(
+        bos_token_id=bos, eos_token_id=eos, pad_token_id=pad
+    )
 
 
 _WRAPPERS = ("module", "_orig_mod")
