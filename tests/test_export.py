@@ -27,7 +27,7 @@ from minimind_core.export import (
 from minimind_core.loading import check_tokenizer, load_model
 from minimind_core.model import MiniMind
 from minimind_core.optim import build_optimizer
-from minimind_core.run import read_metadata
+from minimind_core.run import read_metadata, write_metadata
 from minimind_core.tokenizer import (
     encode_document,
     save_tokenizer,
@@ -301,7 +301,7 @@ def test_a_lone_file_asks_for_its_rotary_base(run, tmp_path):
         for parameter in half.parameters():
             parameter.copy_(parameter.half())
         assert torch.equal(logits(out), half(IDS % len(TOKENIZER)).logits)
-    with pytest.raises(CheckpointError, match="must be > 0"):
+    with pytest.raises(CheckpointError, match="must be greater than 0"):
         import_checkpoint(
             path, tmp_path / "x", tokenizer=run, rope_theta=-1
         )
@@ -434,7 +434,7 @@ def test_the_card_says_what_is_recorded_and_no_more(run, tmp_path):
         "stage": "sft", "data": ["/home/me/secret/talks.jsonl"], "seed": 4,
         "train": {"steps": 7, "lr": 0.001, "seed": 4, "seq_len": 99},
     }  # fmt: skip
-    (tmp_path / "run" / "minimind.json").write_text(json.dumps(metadata))
+    write_metadata(tmp_path / "run", metadata)
     out = export_hf(tmp_path / "run", tmp_path / "tales")
     card = ModelCard.load(out / "README.md")
     front = card.data.to_dict()
