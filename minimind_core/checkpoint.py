@@ -406,9 +406,22 @@ def save_checkpoint(
         files = [WEIGHTS, "training.pt", "state.json"]
         sums = {name: _digest(partial / name) for name in files}
         write_json(partial / "sha256.json", sums)
+    prune_checkpoints(run, keep)
+    return out
+
+
+def prune_checkpoints(run: str | Path, keep: int) -> None:
+    """Remove all but the newest checkpoints of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+    keep : int
+        How many stay, at least 1.
+    """
     for old in checkpoints(run)[:-keep]:
         discard(old)
-    return out
 
 
 def checkpoints(run: str | Path) -> list[Path]:

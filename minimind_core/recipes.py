@@ -19,8 +19,9 @@ changes them, and the keywords of the call change them last: every field of
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,13 @@ from minimind_core.adapters import (
     merge_lora,
     save_adapter,
 )
+from minimind_core.calibration import choose_precision
 from minimind_core.callbacks import Callback
-from minimind_core.checkpoint import save_model, weights_digest
+from minimind_core.checkpoint import (
+    prune_checkpoints,
+    save_model,
+    weights_digest,
+)
 from minimind_core.config import (
     ModelConfig,
     Preset,
@@ -66,7 +72,7 @@ from minimind_core.export import export_hf
 from minimind_core.files import require_new
 from minimind_core.loading import load_adapter, load_config, load_model
 from minimind_core.model import MiniMind
-from minimind_core.precision import resolve
+from minimind_core.precision import Precision, resolve
 from minimind_core.run import (
     Record,
     Run,
@@ -83,6 +89,7 @@ from minimind_core.settings import (
     recorded_settings,
     starting_settings,
 )
+from minimind_core.threads import choose_threads
 from minimind_core.tokenizer import (
     load_tokenizer,
     save_tokenizer,
@@ -200,6 +207,33 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
         )
 
 
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give torch its number of threads back when a training has ended."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose(
+    shape: ModelConfig, config: TrainConfig, folder: RunFolder
+) -> Precision:
+    """The number format and the threads of a training that begins.
+
+    A training that is resumed takes both from its checkpoint.
+    """
+    if folder.checkpoint is not None:
+        return resolve(config.device, config.dtype)
+    torch.set_num_threads(config.threads or choose_threads(shape).number)
+    return choose_precision(
+        config.device, config.dtype, model=shape, seq_len=config.seq_len,
+        batch_size=config.micro_batch_size or config.batch_size,
+        optimizer=config.optimizer,
+    )  # fmt: skip
+
+
 def _held_out(
     spec: DataSpec, validate: Check | None, make: Callable[[], Check]
 ) -> Check | None:
@@ -274,6 +308,7 @@ def _train(
     def finish() -> None:
         write(trainer.model)
         folder.finish({**metadata, **trainer.metadata()})
+        prune_checkpoints(folder.path, keep=1)
 
     def say(text: str) -> None:
         if text and trainer.processes.is_main:
@@ -296,6 +331,7 @@ def _train(
 # --- the stages ------------------------------------------------------------
 
 
+@_own_threads()
 def pretrain(
     out: str | Path,
     *,
@@ -418,7 +454,7 @@ def pretrain(
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
     _refuse_without_effect("pretrain", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress)
@@ -455,7 +491,8 @@ def pretrain(
         state["base"] = weights_digest(net.parameters())
         rows.drawn = BEHIND if source.size is None else 0
     trainer = Trainer(
-        net, rows, plan, precision=precision, state=state,
+        net, rows, plan, precision=_choose(net.config, plan, folder),
+        state=state,
         validate=_held_out(spec, validate, lambda: held_out_documents(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len
         )),
@@ -487,6 +524,7 @@ def _write(
     save_model(model, tok, path, pth=pth)
 
 
+@_own_threads()
 def sft(
     base: str | Path,
     out: str | Path,
@@ -562,7 +600,7 @@ def sft(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("sft", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress)
@@ -582,7 +620,7 @@ def sft(
         stream = Mixture(stream, documents, plan.replay, plan.seed)
     torch.manual_seed(plan.seed)
     trainer = Trainer(
-        net, stream, plan, precision=precision,
+        net, stream, plan, precision=_choose(shape, plan, folder),
         validate=_held_out(spec, validate, lambda: held_out_conversations(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len
         )),
@@ -634,6 +672,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@_own_threads()
 def train_lora(
     base: str | Path,
     out: str | Path,
@@ -732,7 +771,7 @@ def train_lora(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("lora", plan)
-    precision = resolve(plan.device, plan.dtype)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
         return _finished(folder, progress, load_adapter)
@@ -755,7 +794,7 @@ def train_lora(
     torch.manual_seed(plan.seed)
     model = add_adapter(base, **adapter)
     trainer = Trainer(
-        model, stream, plan, precision=precision,
+        model, stream, plan, precision=_choose(shape, plan, folder),
         validate=_held_out(spec, validate, lambda: held_out_conversations(
             tok, spec, seed=plan.seed, seq_len=plan.seq_len, kind="skill"
         )),
@@ -940,7 +979,7 @@ def run_journey(
         # The others appear complete or not at all, so that they need not
         # be made again if they are there.
         elif not (resume and (out / name).exists()):
-            run_once(lambda make=make: make() and None)  # type: ignore[misc]
+            run_once(make)
         seconds[name] = round(time.perf_counter() - started, 1)
         say(f"    {seconds[name]:.1f} s, in {out / name}")
     return Journey(out, seconds)

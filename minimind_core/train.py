@@ -313,7 +313,7 @@ class Trainer:
             callback.on_train_end(self)
         if self.step != self._saved_step:
             self._require_finite()
-            self.save(keep=1)
+            self.save()
         self.model.eval()
         return self.history
 
@@ -612,13 +612,11 @@ class Trainer:
             found["stopped"] = self.stopped
         return found
 
-    def save(self, *, keep: int = 2) -> Path | None:
+    def save(self) -> Path | None:
         """Write a checkpoint from which this run continues to the bit.
 
-        Parameters
-        ----------
-        keep : int
-            How many of the newest checkpoints stay, this one included.
+        The one before is kept until the next is written, so that there is
+        always another to go back to.
 
         Returns
         -------
@@ -662,7 +660,6 @@ class Trainer:
                     for callback in self.callbacks
                 ],
             },
-            keep,
         ))  # fmt: skip
         self._saved_step = self.step
         for callback in self.callbacks:

@@ -23,7 +23,6 @@ from minimind_core.errors import ConfigError
 pytestmark = pytest.mark.skipif(
     os.name == "nt", reason="torchrun needs libuv, which Windows lacks"
 )
-
 HERE = Path(__file__).parent
 
 # What both workers begin with. Whether the group is left is looked at last

@@ -115,6 +115,14 @@ def test_document_loss_is_the_sum_over_documents(model, tok):
     assert found.per_byte == found.nats / found.bytes
 
 
+def test_validation_works_on_an_apple_gpu(model, tok, metal):
+    # Its first validation was a TypeError there: no float64.
+    texts = ["One day Mia met Tom.", "Tom has a red ball."]
+    expected = document_loss(model, tok, texts)
+    with metal:
+        assert document_loss(model, tok, texts) == expected
+
+
 def test_the_order_and_the_batch_do_not_matter(model, tok, monkeypatch):
     from minimind_core import evaluation
 

@@ -169,6 +169,50 @@ def test_the_record_is_there_from_the_start(
     assert found["model"]["hidden_size"] == 32
 
 
+def test_threads_are_chosen_and_given_back(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    counts = []
+    monkeypatch.setattr(
+        recipes, "choose_threads",
+        lambda shape: type("Choice", (), {"number": before + 1}),
+    )  # fmt: skip
+
+    class Look(Callback):
+        def on_step_end(self, trainer, record):
+            counts.append(torch.get_num_threads())
+
+    look = [Look()]
+    run = new_model(tokenizer, tmp_path / "a", callbacks=look)
+    assert read_metadata(run.path)["runtime"]["threads"] == before + 1
+    new_model(tokenizer, tmp_path / "b", callbacks=look, threads=before)
+    assert counts == [before + 1] * 2 + [before] * 2
+    # A resumed run has those it began with.
+    monkeypatch.undo()
+    new_model(tokenizer, run.path, steps=3, resume=True, callbacks=look)
+    assert counts[-1] == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_format_is_measured_for_this_training(
+    tmp_path, small_runs, monkeypatch
+):
+    asked = []
+    real = recipes.choose_precision
+
+    def choose(device, dtype, **what):
+        asked.append((device, dtype, what))
+        return real("cpu", "float32", **what)
+
+    monkeypatch.setattr(recipes, "choose_precision", choose)
+    sft(small_runs / "pretrain", tmp_path / "a", **TALKING,
+        micro_batch_size=2)  # fmt: skip
+    ((device, dtype, what),) = asked
+    assert (device, dtype) == ("cpu", "auto")
+    assert what.pop("model").num_hidden_layers == 2
+    assert what == {"seq_len": 250, "batch_size": 2, "optimizer": "muon"}
+
+
 def test_what_a_record_says(small_runs):
     found = json.loads((small_runs / "sft/minimind.json").read_text())
     assert found["format"] == RUN_FORMAT

@@ -80,7 +80,8 @@ def stream_records(
         "Python starts, or download the file elsewhere and give its path"
     )  # fmt: skip
     if Path(name).is_file():
-        source, file, advice = "json", name, ""
+        reader = READERS.get(Path(name).suffix.lower(), "json")
+        source, file, advice = reader, name, ""
     try:
         yield from load_dataset(
             source, data_files=file, split=split, features=features,

@@ -30,12 +30,12 @@ _STAGES = {"text": "pretrain", "conversations": "sft"}
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
 def is_jsonl(path: Path) -> bool:
-    """Whether a file has one JSON object a line, by its name."""
+    """Whether a file holds one JSON record a line, by its name."""
     return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    """The error for bytes that are no UTF-8 text."""
+    """The error for a text that is not UTF-8, naming the first bad byte."""
     byte = error.object[error.start]
     utf16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
     origin = "-f utf-16 " if utf16 else ""
