@@ -164,9 +164,8 @@ def metal():
                 if not getattr(args[0], "moved", False):
                     raise TypeError("Metal does not support float64")
             out = func(*args, **kwargs)
-            to_cpu = torch.device("cpu") in args[1:]
-            if func is torch.Tensor.to and to_cpu:
-                out.moved = True
+            if func is torch.Tensor.to:
+                out.moved = torch.device("cpu") in args[1:]
             return out
 
     return Metal()
