@@ -1,14 +1,14 @@
 """A small language model, from raw text to a LoRA-adapted chat model.
 
-Each stage is one function, and the names below are all of them::
+Each training stage is one function, for example::
 
     from minimind_core import pretrain, sft
 
     base = pretrain("runs/base")
     chat = sft("runs/base", "runs/chat")
 
-Nothing heavy is imported here: a name brings in its module (and PyTorch with
-it) when it is first asked for, so `import minimind_core` takes milliseconds.
+Importing this package is cheap: each name imports its module, and with it
+PyTorch, on first access, so `import minimind_core` takes milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimind_core.version import __version__
 
-if TYPE_CHECKING:  # the same names, said so that a type checker can see them
+if TYPE_CHECKING:  # for type checkers: the names that are loaded lazily
     from .adapters import merge_lora as merge_lora
     from .calibration import choose_precision as choose_precision
     from .chat import encode_conversation as encode_conversation
@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .tokenizer import train_tokenizer as train_tokenizer
     from .train import Trainer as Trainer
 
-# Public name -> the module it lives in.
+# Public name -> the module that defines it.
 _HOME = {
     "train_tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
@@ -92,14 +92,14 @@ __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module that `name` lives in, the first time it is asked for.
+    """Import the module that defines `name`, on its first access.
 
     See PEP 562.
     """
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # later look-ups find it directly
     return value
 
 

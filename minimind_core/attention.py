@@ -7,8 +7,8 @@
 
 `torch.nn.functional.scaled_dot_product_attention` (SDPA below) stands for
 several kernels, and picks one of them by rules that differ between devices.
-Where no fused kernel accepts its arguments it falls back, without a word, to
-one that writes the whole table of scores to memory. `choose_kernel` knows
+Where no fused kernel accepts its arguments it silently falls back to one that
+materialises the whole matrix of scores. `choose_kernel` knows
 these rules, so that the arguments always suit a fused kernel where there is
 one. The rules are those of ``sdp_utils.cpp`` and ``sdp_utils_cpp.h`` in
 PyTorch's source, read at versions 2.13 and later.
@@ -32,7 +32,7 @@ Path = Literal["sdpa", "expanded", "varlen", "composed"]
 
 
 class Documents(NamedTuple):
-    """Where the documents of packed rows begin: a mask without a table.
+    """Where the documents of packed rows begin, in place of a full mask.
 
     Attributes
     ----------
@@ -48,11 +48,12 @@ class Documents(NamedTuple):
 
 
 Mask = Tensor | Documents | None
-"""Booleans (True where a query may look), documents, or plain causal."""
+"""A boolean mask (True where a query may attend), the documents of packed
+rows, or None for plain causal attention."""
 
 
 class TorchBuild(NamedTuple):
-    """What the installed PyTorch brings along for NVIDIA GPUs.
+    """Which attention kernels for NVIDIA GPUs a PyTorch build contains.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class TorchBuild(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """How to call PyTorch, and why.
+    """Which attention kernel to use, and why.
 
     Attributes
     ----------
@@ -95,13 +96,13 @@ def choose_kernel(
     packed: bool = False,
     build: TorchBuild | None = None,
 ) -> Kernel:
-    """Choose how to attend on a device, which need not be here.
+    """Choose the attention kernel for a device, which need not be present.
 
     Parameters
     ----------
     facts : DeviceFacts
     dtype : torch.dtype
-        What the kernel runs in.
+        The dtype that the kernel computes in.
     head_dim : int
         Width of one head.
     grouped : bool
@@ -109,9 +110,9 @@ def choose_kernel(
     masked : bool
         Whether there is a boolean mask.
     packed : bool
-        Whether all that would be masked is other documents of the row.
+        Whether the mask would only separate the documents of packed rows.
     build : TorchBuild, optional
-        Of a PyTorch that is not the installed one.
+        The PyTorch build; the installed one if not given.
 
     Returns
     -------
@@ -213,7 +214,7 @@ def kernel_for(
     masked: bool = False,
     packed: bool = False,
 ) -> Kernel:
-    """`choose_kernel` for tensors like `x`; asks about a device only once."""
+    """`choose_kernel` for tensors like `x`; each device is detected once."""
     return _constant(
         x.device, compute_dtype(x), head_dim, grouped, masked, packed
     )
@@ -250,7 +251,7 @@ setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that matrix products and SDPA give `x`.
+    """Return the dtype in which matrix products and SDPA compute on `x`.
 
     Under autocast this is not ``x.dtype``: on a GPU, for example, RMSNorm
     returns float32 there, and SDPA casts it.
@@ -272,7 +273,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     q : Tensor, shape (batch, heads, time, head_dim)
     k, v : Tensor, shape (batch, kv_heads, past + time, head_dim)
     mask : Tensor of bool, broadcastable to (batch, heads, time, past + time)
-        True where a query may look; None means causal. `Documents`, from
+        True where a query may attend; None means causal. `Documents`, from
         `build_mask`, mean causal within each document.
 
     Returns
@@ -312,7 +313,7 @@ def expand(x: Tensor, q: Tensor) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Mask = None) -> Tensor:
-    """What SDPA computes inside: softmax of the scaled dot products.
+    """Compute the attention weights that SDPA uses internally.
 
     Parameters
     ----------
@@ -357,7 +358,7 @@ def _attend_documents(
     return out.unflatten(0, (q.size(0), q.size(2))).transpose(1, 2)
 
 
-# --- who may look at whom --------------------------------------------------
+# --- masks -----------------------------------------------------------------
 
 
 def build_mask(
@@ -369,33 +370,33 @@ def build_mask(
     document_ids: Tensor | None = None,
     table: bool = False,
 ) -> Mask:
-    """Who may look at whom, once for all layers.
+    """Build the attention mask, once for all layers.
 
     Parameters
     ----------
     x : Tensor, shape (batch, time, hidden)
-        The new tokens, embedded; only its shape, type and device count.
+        The embedded new tokens; only their shape, dtype and device are used.
     head_dim : int
     past : int
         Tokens in the cache.
     attention_mask : Tensor, shape (batch, past + time), optional
         0 for padding, 1 for tokens.
     document_ids : Tensor of int64, shape (batch, time), optional
-        The tokens of a document stand side by side. On a GPU, finding where
+        The tokens of a document are adjacent. On a GPU, finding where
         documents begin waits for all work in flight, unless these ids are
         on the CPU.
     table : bool
-        Never answer with `Documents`.
+        Never return `Documents`.
 
     Returns
     -------
     Tensor of bool, Documents or None
-        None where plain causal attention will do; `Documents` where a
-        kernel for them exists; else a table that can be broadcast to
+        None where plain causal attention suffices; `Documents` where a
+        kernel for them exists; otherwise a mask that broadcasts to
         (batch, heads, time, past + time).
     """
     if document_ids is not None and past:
-        raise ValueError("document_ids and a cache exclude each other")
+        raise ValueError("document_ids cannot be combined with a cache")
     if attention_mask is None:
         if document_ids is None and (past == 0 or x.size(1) == 1):
             return None
@@ -403,7 +404,7 @@ def build_mask(
             kernel = kernel_for(x, head_dim, packed=True)
             if kernel.path == "varlen":
                 return find_documents(document_ids, x.device)
-    # A table of booleans, because a large negative number added to the
+    # A boolean mask, because a large negative number added to the
     # scores is not safe in float16 (-1e9 is -inf there).
     rows, columns = _places(past, x.size(1), x.device)
     mask = (columns <= rows)[None, None]
@@ -412,19 +413,19 @@ def build_mask(
         mask = mask & (ids[:, None, :, None] == ids[:, None, None, :])
     if attention_mask is not None:
         mask = mask & attention_mask.bool()[:, None, None, :]
-    # Each token may look at itself, because a row of padding would otherwise
-    # be a softmax over nothing, which is NaN.
+    # Each token may attend to itself: otherwise a row of padding would be a
+    # softmax over nothing, which is NaN.
     return mask | (columns == rows)
 
 
 def find_documents(document_ids: Tensor, device: torch.device) -> Documents:
-    """Note where the documents of packed rows begin.
+    """Find where the documents of packed rows begin.
 
     Parameters
     ----------
     document_ids : Tensor, shape (batch, time)
     device : torch.device
-        Where the offsets are wanted.
+        The device on which to put the offsets.
     """
     first = torch.ones_like(document_ids, dtype=torch.bool)
     first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
@@ -439,6 +440,6 @@ def find_documents(document_ids: Tensor, device: torch.device) -> Documents:
 def _places(
     past: int, time: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Row and column numbers of the table of scores."""
+    """Row and column indices of the score matrix."""
     rows = torch.arange(past, past + time, device=device)[:, None]
     return rows, torch.arange(past + time, device=device)

@@ -1,4 +1,4 @@
-"""Where this package keeps what it has computed before, and how.
+"""A cache on disk for results that are expensive to compute.
 
     from minimind_core.cache import cache_folder, recall, remember
     key = {"processor": "Zen 4", "threads": 2}
@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be computed again.
+    """Return the cache folder, whose contents can all be recomputed.
 
     Returns
     -------
@@ -43,14 +43,14 @@ def cache_folder() -> Path:
 
 
 def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read what `remember` has kept.
+    """Read a value that `remember` has stored.
 
     Parameters
     ----------
     kind : str
-        A folder of the cache.
+        The kind of entry, which is the name of a folder in the cache.
     key : mapping
-        Everything that the value depends on, as JSON can hold it.
+        Everything that the value depends on; must be valid JSON.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
 def remember(
     kind: str, key: Mapping[str, Any], value: Mapping[str, Any]
 ) -> bool:
-    """Keep a value for the next process that needs it.
+    """Store a value for later processes.
 
     The file appears complete or not at all, so that two processes can
     remember the same thing at the same time.
@@ -82,12 +82,12 @@ def remember(
     kind, key
         As in `recall`.
     value : mapping
-        As JSON can hold it.
+        Must be valid JSON.
 
     Returns
     -------
     bool
-        Whether it could be written.
+        Whether the value could be written.
     """
     file = _entry(kind, key)
     text = json.dumps({"key": _plain(key), "value": value}, indent=2) + "\n"
@@ -108,7 +108,7 @@ def remember(
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    """The key as it comes back from a JSON file (tuples become lists)."""
+    """The key as JSON returns it, with tuples turned into lists."""
     return json.loads(json.dumps(key, sort_keys=True))
 
 

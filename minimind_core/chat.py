@@ -1,4 +1,4 @@
-"""Conversations to token ids, and which of those ids are supervised.
+"""Encode conversations as token ids, and mark the supervised ones.
 
     from minimind_core.chat import encode_conversation, encode_prompt
     ids, labels = encode_conversation(tokenizer, [
@@ -6,9 +6,9 @@
         {"role": "assistant", "content": "Mia went to the lake."},
     ])
 
-Training and answering both follow the chat template of the tokenizer at
-hand, whoever wrote it. The ids are those of the template's rendering, except
-that control tokens' strings in what somebody wrote are encoded as text. The
+Training and answering both follow the chat template of the tokenizer, also if
+it is third-party. The ids are those of the template's rendering, except that
+the strings of control tokens within a message are encoded as text. The
 labels begin where a prompt for the answer would end and include the token
 that ends the turn, so that a model is trained on exactly the prompts that it
 will be given.
@@ -21,7 +21,7 @@ finding out are used here:
    Marks are trusted only if they agree with the second way on a specimen
    conversation.
 2. Otherwise the conversation is rendered again with unique tags around what
-   the user, the system and the tools said. If removing the tags gives the
+   the messages of the user, the system and the tools. If removing the tags gives the
    first rendering, they show where each of these messages lies in it. A turn
    begins where the rendering stops following the prompt, which is the
    rendering of the messages so far with a generation prompt. It ends before
@@ -58,7 +58,7 @@ _Layout = tuple[str, list[Span], Marks]
 
 
 class NoSupervisedTokens(DataError):
-    """A conversation has no token that a model could be trained on."""
+    """A conversation has no supervised tokens."""
 
 
 class EncodedConversation(NamedTuple):
@@ -79,9 +79,9 @@ def validate_messages(
         Each with ``role`` and ``content``. The assistant's may also have
         ``reasoning_content`` and ``tool_calls``.
     where : str
-        The place that errors name, ideally file and line.
+        Location to name in errors, ideally the file and line.
     answered : bool
-        Whether there must be a message of the assistant.
+        Whether an assistant message is required.
 
     Raises
     ------
@@ -112,17 +112,17 @@ def validate_messages(
             raise DataError(f"{at}: reasoning_content must be text")
         _tools(message, at)
     if answered and all(m["role"] != "assistant" for m in messages):
-        raise DataError(f"{where}: the assistant says nothing to learn from")
+        raise DataError(f"{where}: no assistant message to train on")
 
 
 def _from_json(message: Message, key: str, at: str) -> list[Any]:
-    """A list that MiniMind's data keeps as a JSON string."""
+    """Parse a list that MiniMind's data stores as a JSON string."""
     value = message.get(key) or []
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise DataError(f"{at}: {key} is no JSON ({error.msg})") from None
+            raise DataError(f"{at}: {key} is not JSON ({error.msg})") from None
     if not isinstance(value, list):
         raise DataError(f"{at}: {key} must be a list")
     return value
@@ -146,7 +146,7 @@ def _tools(message: Message, at: str) -> list[Any]:
 
 
 def normalise(messages: Sequence[Message]) -> tuple[list[Message], list[Any]]:
-    """Messages as a chat template takes them, and the tools they offer.
+    """Convert messages to the form that chat templates expect.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def normalise(messages: Sequence[Message]) -> tuple[list[Message], list[Any]]:
     return plain, tools
 
 
-# --- what somebody wrote stays text ----------------------------------------
+# --- control tokens within messages ----------------------------------------
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -193,10 +193,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _unused(text: str) -> Iterator[str]:
-    """Characters that do not occur in a text, noncharacters first.
+    """Yield characters that do not occur in a text, noncharacters first.
 
     Unicode reserves the noncharacters for such internal use. If a text
-    contains even those, private characters serve.
+    contains even those, private-use characters follow.
     """
     reserved = chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))
     return (chr(one) for one in reserved if chr(one) not in text)
@@ -225,7 +225,7 @@ def _mark(
     messages: list[Message],
     tools: list[Any],
 ) -> _Written:
-    """Mark the strings of control tokens in what somebody wrote.
+    """Mark the strings of control tokens within messages.
 
     A rendering mixes the template's text with the messages'. The marks
     travel through the template and show which control tokens are not its
@@ -269,7 +269,7 @@ class _Piece(NamedTuple):
 
 
 class _Encoded:
-    """Ids of a rendering, and where in it they begin."""
+    """Ids of a rendering, and their positions in the text."""
 
     def __init__(self, known: Vocabulary, text: str) -> None:
         self.known, self.text = known, text
@@ -308,7 +308,7 @@ class _Encoded:
         return ids
 
     def before(self, place: int) -> int:
-        """How many tokens begin before a character of the text."""
+        """Count the tokens that begin before a character of the text."""
         for start, end, first, encoding, (characters, tokens) in self.pieces:
             if place >= end:
                 continue
@@ -328,7 +328,7 @@ class _Encoded:
 def _encode(
     known: Vocabulary, text: str, marks: Marks
 ) -> _Encoded:
-    """Encode a rendering; what is marked in it becomes text."""
+    """Encode a rendering, with the marked strings as plain text."""
     encoded = _Encoded(known, text)
     if marks is None:
         encoded.add(known.full, 0, len(text))
@@ -359,7 +359,7 @@ def _encode(
 
 
 def _refuse_forged(known: Vocabulary, found: Any, text: str) -> None:
-    """A normaliser could make a control token of, say, wide characters."""
+    """Refuse text that the normaliser turns into a control token."""
     names = {token_id: name for name, token_id in known.control.items()}
     for token_id, (begin, end) in zip(found.ids, found.offsets, strict=True):
         name = names.get(token_id)
@@ -371,7 +371,7 @@ def _refuse_forged(known: Vocabulary, found: Any, text: str) -> None:
             )
 
 
-# --- what a template renders -----------------------------------------------
+# --- rendering and the properties of a template ----------------------------
 
 
 def _render(
@@ -382,7 +382,7 @@ def _render(
     prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, list[Span]]:
-    """A rendering, and its ``{% generation %}`` spans if asked for."""
+    """Render messages, with the ``{% generation %}`` spans if requested."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     names: dict[str, Any] = dict(tokenizer.special_tokens_map)
@@ -418,7 +418,7 @@ def _template(
 
 
 class _Dialect(NamedTuple):
-    """What a chat template does, found out by rendering a specimen.
+    """Properties of a chat template, found by rendering a specimen.
 
     Attributes
     ----------
@@ -428,8 +428,8 @@ class _Dialect(NamedTuple):
         Why conversations cannot be encoded for training; empty if they can.
     optional : int
         How many of the last characters of a prompt the template leaves out
-        before some turns, such as an empty thought before a turn that has
-        thoughts of its own.
+        before some turns, such as an empty reasoning block before a turn
+        that has its own.
     marked : bool
         Whether its ``{% generation %}`` marks delimit the turns.
     """
@@ -516,21 +516,21 @@ def _specimen(
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common from the start."""
+    """Length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     limit = min(len(one), len(other))
     return next((i for i, (a, b) in pairs if a != b), limit)
 
 
 def _trimmed(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Marked spans without the line break that some have at their end."""
+    """Remove a line break at the end of marked spans."""
     return [
         (start, start + len(text[start:end].rstrip())) for start, end in spans
     ]
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The ids with which an answer ends.
+    """Return the ids of the tokens that end an answer.
 
     Parameters
     ----------
@@ -539,9 +539,9 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     Returns
     -------
     list of int
-        The tokenizer's ``eos_token_id``, and before it the token with which
-        its chat template ends the assistant's turn if that is another one,
-        such as Llama 3's ``<|eot_id|>``.
+        The tokenizer's ``eos_token_id``. If its chat template ends the
+        assistant's turn with another token, such as Llama 3's
+        ``<|eot_id|>``, that one comes first.
     """
     known = vocabulary(tokenizer)
     found = [special_ids(tokenizer).eos]
@@ -552,7 +552,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return found
 
 
-# --- where the assistant speaks --------------------------------------------
+# --- finding the assistant's turns -----------------------------------------
 
 
 def _turns(
@@ -561,9 +561,9 @@ def _turns(
     dialect: _Dialect,
     written: _Written,
 ) -> tuple[str, list[Span]]:
-    """The rendering, and from where to where each assistant's turn goes.
+    """Return the rendering and the span of each assistant turn.
 
-    A turn begins behind its prompt and ends behind its end token.
+    A turn begins after its prompt and ends after its end token.
     """
     messages, tools = written.messages, written.tools
     text, spans = _render(tokenizer, messages, tools, marks=dialect.marked)
@@ -585,7 +585,7 @@ def _tagged_turns(
     written: _Written,
     text: str,
 ) -> list[Span]:
-    """Find the turns by renderings in which other messages are tagged."""
+    """Find the turns by rendering with tags around all other messages."""
     messages, tools = written.messages, written.tools
     opening, closing, ending = written.spare
     tag = re.compile(f"([{opening}{closing}])([0-9]+){ending}")
@@ -640,7 +640,7 @@ def _tagged_turns(
                 + REMEDY
             )
         start += shared
-        # Behind the end token comes the header of the next message.
+        # The end token is followed by the header of the next message.
         gap, following = gaps[number]
         ended = control.search(gap)
         last = number + 1 == len(messages)
@@ -668,7 +668,7 @@ def _tagged_turns(
 def _tag_places(
     tag: re.Pattern[str], tagged: str, text: str
 ) -> dict[tuple[str, int], int]:
-    """Where in a text the tags of a rendering with tags lie."""
+    """Map the tags of a tagged rendering to positions in the untagged one."""
     if tag.sub("", tagged) != text:
         raise DataError(
             "the chat template changes what the messages say, so where the "
@@ -685,7 +685,7 @@ def _tag_places(
 def _gaps(
     tag: re.Pattern[str], closing: str, skeleton: str
 ) -> dict[int, tuple[str, int | None]]:
-    """The text behind each message, and which message follows it."""
+    """The text after each message, and which message follows it."""
     found: dict[int, tuple[str, int | None]] = {}
     tags = list(tag.finditer(skeleton))
     for match, following in zip(tags, [*tags[1:], None], strict=True):
@@ -707,7 +707,7 @@ def encode_conversation(
     *,
     max_length: int | None = None,
 ) -> EncodedConversation:
-    """Ids and labels of a whole conversation, by the tokenizer's template.
+    """Encode a conversation with its labels, by the tokenizer's template.
 
     Parameters
     ----------
@@ -724,13 +724,13 @@ def encode_conversation(
     Returns
     -------
     EncodedConversation
-        The ids are those of ``apply_chat_template``. If what somebody wrote
-        contains the string of a control token, they are those of
+        The ids are those of ``apply_chat_template``. If a message contains
+        the string of a control token, they are those of
         ``apply_chat_template(..., sanitize_control_tokens=True)``. Each turn
         of the assistant is supervised from the end of its prompt, which is
         what `encode_prompt` gives for the messages before it, up to and
-        including the token that ends it. A token that belongs half to the
-        prompt is not supervised.
+        including the token that ends it. A token that is partly in
+        the prompt is not supervised.
 
     Raises
     ------
@@ -752,7 +752,7 @@ def encode_conversations(
     *,
     max_length: int | None = None,
 ) -> list[EncodedConversation | None]:
-    """Ids and labels of several conversations, faster than one by one.
+    """Encode several conversations, faster than one by one.
 
     Parameters
     ----------
@@ -802,11 +802,11 @@ def _laid_out(
     known: Vocabulary,
     messages: Sequence[Message],
 ) -> _Layout:
-    """A conversation's rendering, the assistant's turns in it, the marks."""
+    """Render a conversation; return it, the assistant's turns and the marks."""
     validate_messages(list(messages), "conversation", answered=False)
     plain, tools = normalise(messages)
     if all(message["role"] != "assistant" for message in plain):
-        raise NoSupervisedTokens("the assistant says nothing")
+        raise NoSupervisedTokens("there is no assistant message")
     dialect = _dialect(tokenizer, known, tools)
     if dialect.problem:
         raise DataError(dialect.problem)
@@ -818,7 +818,7 @@ def _laid_out(
 def _labelled(
     encoded: _Encoded, spans: Sequence[Span], max_length: int | None
 ) -> EncodedConversation:
-    """Labels on the assistant's turns, and only whole turns."""
+    """Label the assistant's turns; only whole turns are kept."""
     ids, text = encoded.ids, encoded.text
     labels = [IGNORE_INDEX] * len(ids)
     ends = []
@@ -834,7 +834,7 @@ def _labelled(
                 f"the first answer ends at token {ends[0][0]}, beyond "
                 f"{max_length}"
             )
-        # A line break behind the last turn stays with it if there is room.
+        # Keep the line break after the last turn if there is room.
         end = fitting[-1][1]
         space = len(text) - len(text[end:].lstrip())
         length = min(encoded.before(space), max_length)
@@ -844,7 +844,7 @@ def _labelled(
 def encode_prompt(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
 ) -> list[int]:
-    """Ids of a conversation that the assistant is to continue.
+    """Encode a conversation as a prompt for the assistant.
 
     Parameters
     ----------

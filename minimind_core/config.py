@@ -86,7 +86,7 @@ def checked(cls: type[T]) -> type[T]:
 def _explain(
     cls: type, error: pydantic.ValidationError, values: Mapping[str, Any]
 ) -> str:
-    """All that is wrong, each with its setting, value and what is allowed."""
+    """List every problem, with the setting, its value and what is allowed."""
     names = [f.name for f in dataclasses.fields(cls)]
     found = []
     for problem in error.errors(include_url=False):
@@ -103,7 +103,7 @@ def _explain(
     return "; ".join(found)
 
 
-#: What other libraries call some settings, where the names are not alike.
+#: Names that other libraries use for some settings.
 ELSEWHERE = {
     "learning_rate": "lr",
     "num_train_steps": "steps",
@@ -116,7 +116,7 @@ ELSEWHERE = {
 
 
 def unknown_setting(name: str, known: Iterable[str], owner: str) -> str:
-    """The message for a name that is no setting, with the nearest one.
+    """Return the error message for an unknown setting, with a suggestion.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def unknown_setting(name: str, known: Iterable[str], owner: str) -> str:
         As it was given.
     known : iterable of str
     owner : str
-        What has no such setting.
+        The class or section that was searched.
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
@@ -138,7 +138,7 @@ def unknown_setting(name: str, known: Iterable[str], owner: str) -> str:
 
 
 class _Settings:
-    """What both config classes can do."""
+    """Methods that both config classes share."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dictionary, ready for JSON."""
@@ -155,8 +155,8 @@ class _Settings:
         Raises
         ------
         ConfigError
-            For a key that is no field of this class, with the nearest name
-            that is, and for a value that is not allowed.
+            For a key that is not a field of this class, with the nearest
+            field name, and for a value that is not allowed.
         """
         return cls(**values)
 
@@ -183,7 +183,7 @@ class ModelConfig(_Settings):
     num_hidden_layers : int
         Transformer blocks.
     num_attention_heads, num_key_value_heads : int
-        Query heads, and the heads their keys and values are shared by::
+        Number of query heads, and of the key/value heads they share::
 
             queries   q0 q1   q2 q3        num_attention_heads = 4
                         \\ /     \\ /
@@ -202,8 +202,9 @@ class ModelConfig(_Settings):
     rms_norm_eps : float
         Added to the mean square before the root.
     initializer_range : float
-        Standard deviation of the initial weights; the two projections that
-        write to the residual stream get it over ``sqrt(2 * layers)``.
+        Standard deviation of the initial weights. For the two projections
+        that write to the residual stream it is divided by
+        ``sqrt(2 * layers)``.
     tie_word_embeddings : bool
         One matrix for the embedding and the output head.
     pad_token_id, bos_token_id, eos_token_id : int
@@ -274,13 +275,13 @@ class ModelConfig(_Settings):
 
     @property
     def head_width(self) -> int:
-        """`head_dim`, with a type that leaves out None."""
+        """`head_dim` as an int, for type checkers."""
         assert self.head_dim is not None
         return self.head_dim
 
     @property
     def ffn_width(self) -> int:
-        """`intermediate_size`, with a type that leaves out None."""
+        """`intermediate_size` as an int, for type checkers."""
         assert self.intermediate_size is not None
         return self.intermediate_size
 
@@ -310,11 +311,11 @@ class ModelConfig(_Settings):
         }
 
     def num_parameters(self) -> int:
-        """Parameter count of the whole model."""
+        """Total number of parameters."""
         return sum(self.parameters_by_part().values())
 
     def to_hf(self) -> dict[str, Any]:
-        """This shape as the ``config.json`` of a `Qwen3ForCausalLM`.
+        """Return the ``config.json`` of a `Qwen3ForCausalLM` of this shape.
 
         The rotary base is written twice: transformers 5 reads
         ``rope_parameters``, version 4 reads ``rope_theta`` and would
@@ -345,12 +346,12 @@ class ModelConfig(_Settings):
         values : dict
             The parsed JSON.
         where : str
-            Named in errors, best the file's path.
+            Named in error messages; ideally the path of the file.
 
         Raises
         ------
         ConfigError
-            For another architecture, or a feature this model lacks.
+            For another architecture, or an option that is not supported.
         """
         kind = values.get("model_type")
         if kind != "qwen3":
@@ -411,22 +412,23 @@ class TrainConfig(_Settings):
         Rows per optimizer step, over all processes.
     micro_batch_size : int or None
         Rows per forward pass of one process; None takes them all at once.
-        How often gradients are accumulated follows from the three.
+        The number of gradient accumulation steps follows from these two
+        and the number of processes.
     seq_len : int
         Longest row, in tokens; at least 2.
     packed : bool
-        Several documents in one row, kept apart by a mask, instead of one
-        document a row.
+        Put several documents into a row, separated by the attention mask,
+        instead of one document per row.
     optimizer : {"muon", "adamw"}
         ``muon`` is the hybrid: Muon for the hidden matrices, AdamW for
         embeddings and norms.
     lr : float
         Peak learning rate of the parameters that AdamW updates.
     muon_lr_ratio : float
-        Muon's peak learning rate over `lr`, so that a change of `lr`
-        reaches all parameters.
+        Ratio of Muon's peak learning rate to `lr`, so that a change of `lr`
+        affects all parameters.
     beta1, beta2 : float
-        Decay of AdamW's running averages.
+        Decay rates of AdamW's running averages.
     momentum : float
         Muon's momentum.
     weight_decay : float
@@ -434,33 +436,33 @@ class TrainConfig(_Settings):
     warmup_ratio : float
         Share of the steps over which the rate rises from zero.
     schedule : {"linear", "cosine", "constant"}
-        What the rate does after warm-up: it falls linearly to zero, falls
-        along a half cosine to a tenth of the peak, or stays.
+        The learning rate after warm-up: it decays linearly to zero, decays
+        along a half cosine to a tenth of the peak, or stays constant.
     max_grad_norm : float
-        Gradients are clipped to this total norm; 0 never clips.
+        Gradients are clipped to this total norm; 0 disables clipping.
     on_nonfinite : {"stop", "skip"}
         What happens if the loss or the norm of the gradients is infinite or
-        not a number. The optimizer is never moved by such a step: the run
+        not a number. The optimizer never takes such a step: either the run
         stops with an error, or the step is skipped and counted.
     max_skipped : int
-        How many steps in a row may be skipped before the run stops all the
-        same. It holds for the steps that the float16 scaler skips as well,
-        whatever `on_nonfinite` says.
+        How many consecutive steps may be skipped before the run stops. This
+        limit also applies to steps that the float16 scaler skips, for
+        either value of `on_nonfinite`.
     seed : int
         Seed of the initial weights and of the order of the data.
     log_every, validate_every, sample_every, save_every : int
-        Steps between log lines, validations, samples and checkpoints. With
-        0 they come only at the end.
+        Steps between log lines, validations, samples and checkpoints; 0
+        means only at the end of the run.
     replay : float
         Share of the rows taken from the previous stage's data (SFT: stories;
         LoRA: conversations), so that it is not forgotten.
     dtype : {"auto", "float32", "bfloat16", "float16"}
-        What the model computes in; see `precision`.
+        Number format of the computation; see `precision`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     threads : int or None
-        CPU threads that torch computes with; None leaves the choice to the
-        run, and a resumed run to what the run began with.
+        CPU threads that torch uses. With None the run chooses, and a resumed
+        run keeps the number it started with.
     """
 
     steps: Count = 900
@@ -496,14 +498,14 @@ class TrainConfig(_Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model's shape with settings that train it well.
+    """A model shape, with training settings that work well for it.
 
     Attributes
     ----------
     name, summary : str
     model : ModelConfig
     vocab_size : int
-        Tokens of the tokenizer that is trained for it.
+        Vocabulary size of the tokenizer that is trained for it.
     pretrain, sft, lora : TrainConfig
         The settings of each stage.
     """
@@ -616,12 +618,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str | Preset) -> Preset:
-    """Look a preset up by its name.
+    """Return the preset with a given name.
 
     Parameters
     ----------
     name : {"tiny", "small", "base"} or Preset
-        A preset of your own is returned as it is.
+        A `Preset` is returned unchanged.
 
     Raises
     ------
@@ -632,6 +634,6 @@ def get_preset(name: str | Preset) -> Preset:
         return name
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(
-            f"unknown preset {name!r}; there is {', '.join(PRESETS)}"
+            f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}"
         )
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""The errors that a wrong input can cause.
+"""The exceptions that this package raises for invalid input.
 
 Each one is a `MiniMindError`. Its message says what is wrong, where it is
 (the file and the line, if there is one) and what you can do about it. The
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class MiniMindError(Exception):
-    """Base class of all errors that are caused by an input."""
+    """Base class of all errors caused by invalid input."""
 
 
 class ConfigError(MiniMindError, ValueError):
@@ -30,8 +30,8 @@ class CheckpointError(MiniMindError):
 
 
 class OutputError(MiniMindError):
-    """A result cannot be written to the place that was given for it."""
+    """A result cannot be written to the requested location."""
 
 
 class TrainingError(MiniMindError):
-    """Training cannot go on, because a loss or a gradient is not finite."""
+    """Training cannot continue: a loss, gradient or weight is not finite."""

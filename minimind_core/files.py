@@ -1,13 +1,13 @@
-"""Files and folders that are complete, or not there at all.
+"""Atomic writing of files and folders.
 
     with atomic_folder("runs/export") as folder:
         write_json(folder / "config.json", {...})
     # only now is there a runs/export
 
-What is written goes to a temporary name beside its place, is flushed to the
-disk, and is then renamed. So neither a killed process nor a power cut leaves
-half a file under the right name. Linux, macOS and Windows each need
-something of their own for this; all of it is in this module.
+Data is written under a temporary name beside its target, flushed to the disk,
+and then renamed. So neither a killed process nor a power cut leaves half a
+file under the final name. Linux, macOS and Windows need different system
+calls for this, and all of them are in this module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 may hold a new file open for a moment, and nobody can rename it meanwhile."""
 
 NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
-"""What a network file system says of a folder that it cannot flush."""
+"""Error codes of file systems that cannot flush a folder."""
 
 T = TypeVar("T")
 
@@ -86,17 +86,17 @@ def _why_not_written(path: Path, error: Exception) -> str:
     return f"{path}: cannot be written ({error}); {advice} and try again"
 
 
-# --- whole, or not at all --------------------------------------------------
+# --- atomic writes ---------------------------------------------------------
 
 
 @contextlib.contextmanager
 def atomic_folder(out: str | Path) -> Iterator[Path]:
-    """A folder that appears complete, or not at all.
+    """Create a folder atomically: it appears complete, or not at all.
 
     Parameters
     ----------
     out : path
-        Must not exist, unless as an empty folder.
+        Must not exist, or must be an empty folder.
 
     Yields
     ------
@@ -133,7 +133,7 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A file that is replaced as a whole, or not at all.
+    """Write or replace a file atomically.
 
     Parameters
     ----------
@@ -163,15 +163,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file over another, or a folder to a name that is free."""
+    """Rename a file, replacing any other, or a folder to an unused name."""
     _patiently(lambda: os.replace(source, target))
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder in such a way that its name never stands for half.
+    """Remove a folder so that its name never refers to half of it.
 
-    If another program holds a file of it open, Windows does not let it go.
-    Then it stays as it is.
+    On Windows, a folder stays as it is while another program has one of its
+    files open.
     """
     leaving = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(PermissionError):
@@ -189,7 +189,7 @@ def _patiently(action: Callable[[], T]) -> T:
 
 
 def require_new(out: str | Path) -> None:
-    """Refuse to write over a folder that has something in it.
+    """Raise an error if a folder exists and is not empty.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def require_new(out: str | Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Bring every file below to the disk before its folder gets a name."""
+    """Flush every file below a folder to the disk."""
     for file in folder.rglob("*"):
         _flush_entry(file)
     _flush_entry(folder)
@@ -213,9 +213,9 @@ def flush(folder: Path) -> None:
 
 def _flush_entry(path: Path) -> None:
     if not path.is_dir():
-        # Windows flushes only what is open for writing, and says EBADF
-        # otherwise. Elsewhere any descriptor will do, and a file that is
-        # read-only can be flushed too.
+        # Windows flushes only files that are open for writing and reports
+        # EBADF otherwise. Elsewhere any descriptor works, so that read-only
+        # files can be flushed too.
         _flush(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     elif not WINDOWS:  # where folders cannot be opened
         try:
@@ -249,7 +249,7 @@ def _sync(handle: int) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all; the same bytes everywhere.
+    """Write a JSON file atomically, with the same bytes on every system.
 
     Raises
     ------

@@ -28,7 +28,7 @@ from minimind_core.attention import (
 from minimind_core.config import ModelConfig
 
 IGNORE_INDEX = -100
-"""The label of a position that takes no part in the loss."""
+"""The label of a position that is not supervised."""
 
 
 class RMSNorm(nn.Module):
@@ -269,7 +269,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The feed-forward part, in which one projection gates another.
+    """The feed-forward layer, in which one projection gates another.
 
     ``down(silu(gate(x)) * up(x))``; Shazeer, arXiv:2002.05202.
     """
@@ -305,7 +305,9 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """As `Attention.forward`; `x` is the residual stream.
+        """Apply the layer; parameters as in `Attention.forward`.
+
+        `x` is the residual stream.
 
         The additions are not in place, so that the stream stays in float32
         under autocast and a hook sees what attention alone has written.
@@ -316,7 +318,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and final norm: all but the output head."""
+    """Embedding, blocks and final norm: the model without its head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -340,7 +342,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """Token ids (batch, time) to hidden states (batch, time, hidden).
+        """Map token ids (batch, time) to hidden states (batch, time, hidden).
 
         The other parameters are those of `MiniMind.forward`.
         """
@@ -377,7 +379,7 @@ def _positions(
 
 
 class CausalLMOutput(NamedTuple):
-    """What a model returns: `loss` with labels, `logits` without."""
+    """The output of a model: `loss` with labels, `logits` without."""
 
     loss: Tensor | None
     logits: Tensor | None
@@ -386,13 +388,13 @@ class CausalLMOutput(NamedTuple):
 class MiniMind(nn.Module):
     """A causal language model.
 
-    It is called like `transformers.Qwen3ForCausalLM`, so that the trainer
-    takes either of them, and peft models as well.
+    It has the call signature of `transformers.Qwen3ForCausalLM`, so that the
+    trainer accepts either of them, and peft models as well.
 
     Parameters
     ----------
     config : ModelConfig
-        The weights are drawn at once, from torch's global generator.
+        The weights are initialised from torch's global generator.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -407,7 +409,7 @@ class MiniMind(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def reset_parameters(self) -> None:
-        """Draw all weights again.
+        """Initialise all weights again.
 
         They are normal with a standard deviation of ``initializer_range``.
         For projections that write to the residual stream it is divided by
@@ -506,7 +508,7 @@ class MiniMind(nn.Module):
 
     @torch.no_grad()
     def resize_token_embeddings(self, vocab_size: int) -> None:
-        """Give the embedding and the head another number of rows.
+        """Change the number of rows of the embedding and the head.
 
         Named after the method of transformers. New rows start as the mean
         of the old ones, so that a new token is as likely as an average one.
@@ -545,7 +547,7 @@ class MiniMind(nn.Module):
         Returns
         -------
         Tensor, shape (layers, batch, heads, time, time)
-            Row t says how much each earlier token counts at position t.
+            Row t holds the weight of each earlier token at position t.
         """
         maps: list[Tensor] = []
         self(input_ids, maps=maps)

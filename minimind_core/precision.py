@@ -7,14 +7,14 @@
         loss = model(input_ids, labels=labels).loss
     precision.scaler().scale(loss).backward()
 
-Three questions that are easily mixed up are answered separately here. Which
-dtype runs? The one that autocast is told, always by name. Do its gradients
-need scaling? Those of float16 do, because it has no number below 6e-8;
-bfloat16 has the exponents of float32, so its gradients don't. And was the
-request granted? If the device cannot do what was asked, there is a warning
-that says what runs instead, or an error.
+Three questions that are easily confused are answered separately here. Which
+dtype runs? The one that is passed to autocast, always explicitly. Do its
+gradients need scaling? Those of float16 do, because it has no number below
+6e-8; bfloat16 has the exponents of float32, so its gradients don't. And was
+the request granted? If the device does not support the requested format, a
+warning says what is used instead, or an error is raised.
 
-`resolve` is a pure rule: it reads no clock and remembers nothing. On a CPU
+`resolve` is a pure function: it measures and remembers nothing. On a CPU
 the right answer depends on the processor's speed in each format, which no
 flag tells, so the rule takes measured times as an argument.
 `calibration.choose_precision` measures them.
@@ -82,9 +82,9 @@ class StepTimings:
     Attributes
     ----------
     float32, bfloat16 : float
-        Seconds a step: forward, backward and optimizer.
+        Seconds per step: forward, backward and optimizer.
     batch : str
-        What a step was taken on, such as ``8 rows of 128 tokens``.
+        The batch that was timed, such as ``8 rows of 128 tokens``.
     """
 
     float32: float
@@ -106,7 +106,7 @@ class StepTimings:
         return "bfloat16" if self.speedup > 1.02 else "float32"
 
     def __str__(self) -> str:
-        """Both figures in words."""
+        """Both speeds, and the batch they were measured on."""
         both = (
             f"float32 {_rate(self.float32)}, bfloat16 {_rate(self.bfloat16)}"
         )
@@ -120,14 +120,14 @@ def _rate(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """The answer: what to run, whether to scale, and the reason in words.
+    """A number format for a device, and the reason for choosing it.
 
     Attributes
     ----------
     device : str
         As torch takes it.
     dtype : {"float32", "bfloat16", "float16"}
-        What matrix products run in.
+        The dtype of matrix products.
     needs_scaler : bool
     reason : str
         One sentence.
@@ -153,8 +153,8 @@ class Precision:
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in `dtype`.
 
-        The dtype is always named. Left out, it would be float16 on a GPU
-        whatever the user asked for: MiniMind's bug of 2024.
+        The dtype is always passed. Without it, autocast would use float16 on
+        a GPU whatever the user asked for, which was MiniMind's bug of 2024.
         """
         if self.dtype == "float32":
             # Autocast is off, so it never uses the dtype named here.
@@ -164,17 +164,17 @@ class Precision:
         return torch.autocast(self.device_type, self.torch_dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler that is on exactly where it is needed."""
+        """Return a gradient scaler, enabled only if it is needed."""
         return torch.amp.GradScaler(
             self.device_type, enabled=self.needs_scaler
         )
 
 
-# --- what the device is ----------------------------------------------------
+# --- detecting the device --------------------------------------------------
 
 
 def detect_device(device: str = "auto") -> DeviceFacts:
-    """Ask torch and the system what a device is.
+    """Find out which device this is and what it supports.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def detect_device(device: str = "auto") -> DeviceFacts:
     Raises
     ------
     PrecisionError
-        If there is no such device here.
+        If this machine has no such device.
     """
     kind, _, number = device.partition(":")
     if device == "auto":
@@ -199,8 +199,8 @@ def detect_device(device: str = "auto") -> DeviceFacts:
     if kind == "mps" and not number:
         if not torch.backends.mps.is_available():
             raise PrecisionError(
-                "device 'mps': this is no Mac with Metal, or torch was built "
-                "without it; use --device cpu"
+                "device 'mps': this is not a Mac with Metal, or torch was "
+                "built without it; use --device cpu"
             )
         # Metal computes in bfloat16 from macOS 14 on.
         version = platform.mac_ver()[0].split(".")[0]
@@ -210,7 +210,7 @@ def detect_device(device: str = "auto") -> DeviceFacts:
             "cpu", _cpu_name(), _cpu_has_bf16(), memory_bytes=_cpu_memory()
         )
     raise PrecisionError(
-        f"unknown device {device!r}; there is auto, cpu, cuda, cuda:N, mps"
+        f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N or mps"
     )
 
 
@@ -298,14 +298,14 @@ def resolve(
     dtype : {"auto", "float32", "bfloat16", "float16"}
         ``fp32``, ``bf16`` and ``fp16`` are understood as well.
     facts : DeviceFacts, optional
-        Those of a device that may not be here; detected if not given.
+        The device, which need not be present; detected if not given.
     timings : StepTimings, optional
-        What decides ``auto`` on a CPU that has bfloat16. Without it, the
-        answer is float32 there.
+        Measured times, which decide ``auto`` on a CPU that has bfloat16.
+        Without them, ``auto`` means float32 there.
     origin : str
         Where a dtype other than ``auto`` comes from; it becomes part of the
-        reason. A run that is resumed, or another process of the same run,
-        gives its recorded dtype and ``as recorded by the run``: results
+        reason. A resumed run, or another process of the same run, passes
+        its recorded dtype and ``as recorded by the run``: results
         depend on the dtype to the bit, so it is not chosen again.
 
     Returns
@@ -321,8 +321,8 @@ def resolve(
     Warns
     -----
     UserWarning
-        If the device cannot do what was asked, and another format that
-        serves as well is taken instead.
+        If the device does not support the requested format, and a suitable
+        one is used instead.
 
     Notes
     -----
@@ -339,7 +339,7 @@ def resolve(
     wanted = SHORT.get(dtype, dtype)
     if wanted != "auto" and wanted not in DTYPES:
         raise PrecisionError(
-            f"unknown dtype {dtype!r}; there is auto, {', '.join(DTYPES)}"
+            f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}"
         )
     facts = facts or detect_device(device)
     if device != "auto" and device.partition(":")[0] != facts.type:

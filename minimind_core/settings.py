@@ -1,4 +1,4 @@
-"""Where the settings of a run come from, and which takes precedence.
+"""Settings of a run: where they come from and which take precedence.
 
     minimind pretrain --config runs/base/minimind.json --set lr=3e-4 \
         --set model.num_hidden_layers=4 --out runs/again
@@ -6,10 +6,10 @@
     from minimind_core.settings import read_settings
     pretrain("runs/again", **read_settings("small.toml", "pretrain"))
 
-A run starts from a preset, or from what suits the model it continues. A file
-changes some of that, and what is said in the call or on the command line
-changes it last. A file is JSON, TOML or YAML; every run leaves one, its
-``minimind.json``::
+A run starts from the settings of a preset, or from ones that suit the model
+it continues. A settings file overrides these, and arguments of the call or of
+the command line override both. A file is JSON, TOML or YAML; every run writes
+one, its ``minimind.json``::
 
     preset = "small"
     data = ["stories.jsonl"]        # relative to this file
@@ -71,13 +71,13 @@ def _kinds(section: str) -> dict[str, Any]:
 
 
 def find_setting(name: str) -> tuple[str, str]:
-    """The section and the field that a name means.
+    """Return the section and the field that a setting's name refers to.
 
     Parameters
     ----------
     name : str
         ``lr``, ``train.lr`` or ``model.num_hidden_layers``. A bare name
-        must be in one section only.
+        must exist in only one section.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def find_setting(name: str) -> tuple[str, str]:
 
 
 def parse_value(section: str, field: str, text: str) -> Any:
-    """A setting's value, from the words of a command line.
+    """Parse a setting's value from the command line.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def parse_value(section: str, field: str, text: str) -> Any:
     Raises
     ------
     ConfigError
-        If the setting cannot be that.
+        If the setting cannot have this value.
     """
     kind = _kinds(section)[field]
     if text.lower() in ("none", "null") and type(None) in typing.get_args(
@@ -137,7 +137,7 @@ def parse_value(section: str, field: str, text: str) -> Any:
 
 
 def parse_assignments(words: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What the command line's ``--set NAME=VALUE`` say.
+    """Parse the ``--set NAME=VALUE`` options of the command line.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def _parse(path: Path, text: str) -> Any:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The names and values in a file."""
+    """Read the names and values in a file."""
     if path.is_dir():
         raise ConfigError(f"{path}: a folder; name a file in it")
     if path.suffix.lower() == ".json":
@@ -199,7 +199,7 @@ def _load(path: Path) -> dict[str, Any]:
 def read_settings(
     path: str | Path, stage: str, *, resume: bool = False
 ) -> dict[str, Any]:
-    """The arguments of a stage, from a file.
+    """Read the arguments of a stage from a file.
 
     Parameters
     ----------
@@ -208,10 +208,10 @@ def read_settings(
         Paths in it are relative to its folder.
     stage : {"pretrain", "sft", "lora"}
     resume : bool
-        Whether a run's own description is read, to continue that run and
-        not to repeat it. A trainer then finds the number format and the
-        threads in the checkpoint, and the caller gives the code of its own
-        again.
+        Whether the file describes a run that is going to be continued, and
+        not repeated. The trainer then finds the number format and the number
+        of threads in the checkpoint, and the caller passes its own code
+        (callbacks and the like) again.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def read_settings(
     ConfigError
         Naming the file and what is wrong in it.
     CheckpointError
-        For the ``minimind.json`` of another version.
+        For a ``minimind.json`` that another version wrote.
     """
     path = Path(path)
     values = _load(path)
@@ -267,15 +267,15 @@ def read_settings(
     return {name: v for name, v in found.items() if v is not None}
 
 
-SHAPE_OF_BASE = "the shape of the model is its base's and cannot be set here"
+SHAPE_OF_BASE = "the model keeps the shape of its base, so set no shape here"
 
 
 def _put(
     sections: dict[str, dict[str, Any]], name: str, value: Any
 ) -> None:
     section, field = find_setting(name)
-    # YAML 1.1 takes 3e-4 for a text. A text for a number is read as on the
-    # command line.
+    # YAML 1.1 reads 3e-4 as a string. Where a number is expected, a string
+    # is parsed as on the command line.
     if isinstance(value, str):
         value = parse_value(section, field, value)
     sections[section][field] = value
@@ -284,7 +284,7 @@ def _put(
 def _as_recorded(
     values: dict[str, Any], path: Path, stage: str, resume: bool
 ) -> dict[str, Any]:
-    """Of a run's description, what repeats the run."""
+    """Return the arguments that repeat a recorded run."""
     check_format(values, path)
     found = values["stage"]
     if found != stage:
@@ -297,7 +297,7 @@ def _as_recorded(
         )
     if values.get("own_code") and not resume:
         raise ConfigError(
-            f"{path}: this run used code of its caller's own "
+            f"{path}: this run used code of its calling program "
             f"({', '.join(values['own_code'])}), so that only the same "
             "program can repeat it"
         )
@@ -306,10 +306,10 @@ def _as_recorded(
         names = (*names, "model")
     kept = {n: values[n] for n in names if values.get(n) is not None}
     if kept.get("preset") not in PRESETS:
-        # A preset of the caller's own; its settings are all written out.
+        # A custom preset; all of its settings are recorded.
         kept.pop("preset", None)
     if not resume and "runtime" in values:
-        # What "auto" came to: the bits of the result depend on it.
+        # What "auto" resolved to: results depend on it to the bit.
         kept["train"] = kept["train"] | {
             name: values["runtime"][name] for name in ("dtype", "threads")
         }
@@ -317,7 +317,7 @@ def _as_recorded(
 
 
 def recorded_settings(run: str | Path, stage: str) -> dict[str, Any]:
-    """The arguments that a run was started with; empty if it has not begun.
+    """Return the arguments a run was started with; empty if not begun.
 
     Raises
     ------
@@ -332,7 +332,7 @@ def recorded_settings(run: str | Path, stage: str) -> dict[str, Any]:
     return read_settings(path, stage, resume=True)
 
 
-# --- what suits a model ----------------------------------------------------
+# --- settings that suit a model --------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -345,8 +345,7 @@ class Start:
     preset : str or None
         The preset whose settings these are.
     about : str
-        In words, where they come from, for a model of unknown origin;
-        otherwise empty.
+        Description of an imported model, for the log; otherwise empty.
     """
 
     config: TrainConfig
@@ -355,7 +354,7 @@ class Start:
 
 
 def nearest_preset(shape: ModelConfig) -> Preset:
-    """The preset that is nearest in size, by the ratio of parameters."""
+    """Return the preset with the most similar number of parameters."""
     size = math.log(shape.num_parameters())
     return min(
         PRESETS.values(),
@@ -366,8 +365,8 @@ def nearest_preset(shape: ModelConfig) -> Preset:
 def same_model(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two models have the same layers and vocabulary.
 
-    The number of positions and the ids of the special tokens are left out,
-    which files of one and the same model give differently.
+    The number of positions and the ids of the special tokens are ignored,
+    because files of the same model state them differently.
     """
     ignored = {
         "max_position_embeddings": 2, "rms_norm_eps": 1.0,
@@ -386,7 +385,7 @@ class Rates:
 
     @property
     def lora(self) -> float:
-        """Ten times the rate of full fine-tuning.
+        """LoRA's rate: ten times the rate of full fine-tuning.
 
         Schulman et al., "LoRA Without Regret" (Thinking Machines, 2025)
         find this ratio over many models; MiniMind's own scripts have it too.
@@ -408,8 +407,8 @@ LARGE_RATES = Rates(pretrain=5e-5, sft=2e-5)
 SMALL = 200e6
 """Parameters up to which a model counts as small here."""
 ROOM = 6 * 1024**3
-"""Bytes that a training step of an unknown model may take, as far as its
-micro-batch can help it."""
+"""Memory, in bytes, that a training step of an imported model may use; the
+micro-batch is chosen accordingly."""
 
 
 def _size(shape: ModelConfig) -> str:
@@ -418,11 +417,11 @@ def _size(shape: ModelConfig) -> str:
 
 
 def suited_settings(shape: ModelConfig, stage: str) -> Start:
-    """Settings for a model that was not trained by this package.
+    """Return settings for a model that was not trained by this package.
 
     They are chosen by its size and positions: AdamW at a careful rate, rows
     no longer than its positions, and as many at a time as fit into memory.
-    Nothing is replayed, because nobody knows what it has seen.
+    Nothing is replayed, because its training data is unknown.
 
     Parameters
     ----------
@@ -466,7 +465,7 @@ def starting_settings(
     metadata: Mapping[str, Any],
     preset: str | Preset | None = None,
 ) -> Start:
-    """The settings that a stage starts from on a given base.
+    """Return the settings that a stage starts from on a given base.
 
     Parameters
     ----------
@@ -474,8 +473,8 @@ def starting_settings(
     shape : ModelConfig
         The base's.
     metadata : mapping
-        Of the base's folder; without a ``preset`` the base comes from
-        elsewhere.
+        Metadata of the base's folder. If it has no ``preset``, the base is
+        an imported model.
     preset : str or Preset, optional
         Takes precedence over the base's own.
 
@@ -486,7 +485,7 @@ def starting_settings(
     """
     known_as = metadata.get("preset")
     if preset is None and known_as:
-        # One of the caller's own is known by its name only.
+        # Only the name of a custom preset is known here.
         own = known_as not in PRESETS
         preset = nearest_preset(shape) if own else known_as
     if preset is None:

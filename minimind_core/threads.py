@@ -1,4 +1,4 @@
-"""How many threads a training uses, and how they wait for one another.
+"""The number of threads for training, and how they wait for each other.
 
     from minimind_core.threads import set_wait_policy
     set_wait_policy()          # before torch is imported
@@ -115,12 +115,12 @@ def choose_threads(
     Parameters
     ----------
     model : int, ModelConfig or nn.Module
-        The number of parameters, or what can tell it.
+        The number of parameters, or an object that determines it.
     limit : int, optional
-        More threads than this are never chosen. torch's current number if
-        not given, so that ``torch.set_num_threads`` is respected.
+        Upper limit on the number of threads. If not given, torch's current
+        number, so that ``torch.set_num_threads`` is respected.
     cores : int, optional
-        See `available_cores`, which is asked if not given.
+        Detected by `available_cores` if not given.
     busy : float, optional
         How many cores are in use by other programs; see `busy_cores`, which
         looks for a fifth of a second if not given.
@@ -178,7 +178,7 @@ def choose_threads(
 
 @contextlib.contextmanager
 def using_threads(number: int) -> Iterator[None]:
-    """Let torch use a number of threads, and the old number afterwards.
+    """Let torch use a number of threads, and restore the old one afterwards.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def using_threads(number: int) -> Iterator[None]:
 
 
 def available_cores(environment: Mapping[str, str] | None = None) -> int:
-    """How many cores this process may use.
+    """Return how many cores this process may use.
 
     Fewer than the machine has, if the process is bound to some of them, if
     its container is allowed only so much processor time, or if torchrun has
@@ -219,7 +219,7 @@ def available_cores(environment: Mapping[str, str] | None = None) -> int:
 
 
 def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
-    """How many of the cores that we may use are busy at the moment.
+    """Measure how many of the available cores are busy at the moment.
 
     This process waits meanwhile, so what is measured are the others. The
     system's load average is no substitute, because it looks back a minute:
@@ -234,7 +234,7 @@ def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
     Returns
     -------
     float
-        Cores; 0.0 where the system does not tell.
+        Number of cores; 0.0 if the system does not report it.
     """
     import psutil
 

@@ -114,7 +114,7 @@ def train_tokenizer(
     *,
     out: str | Path | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Learn byte-pair merges from texts.
+    """Train a byte-level BPE tokenizer on texts.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def train_tokenizer(
 
 
 class _Counted:
-    """Texts on their way to the trainer, and how much there was."""
+    """Passes texts on to the trainer and counts them."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts, self.characters = texts, 0
@@ -228,7 +228,7 @@ def save_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer folder: ours, a run's, an export's or anyone's.
+    """Load a tokenizer from a folder: a run, an export or a third-party one.
 
     Parameters
     ----------
@@ -245,8 +245,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     Raises
     ------
     CheckpointError
-        If there is no such file, it is damaged, or it names no token that
-        ends a text.
+        If there is no such file, it is damaged, or it defines no end token.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -274,7 +273,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A short name for exactly this vocabulary and these merges.
+    """Return a digest of the vocabulary and the merges.
 
     A tokenizer that is trained again on other texts gives most ids another
     meaning. A model would read those ids without an error and produce
@@ -303,7 +302,7 @@ class SpecialIds(NamedTuple):
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
-    """Begin, end and padding of a tokenizer, by its own names.
+    """Return the ids of a tokenizer's begin, end and padding tokens.
 
     Parameters
     ----------
@@ -312,9 +311,9 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
     Returns
     -------
     SpecialIds
-        Where a tokenizer names no begin token (Qwen's does not) or no
-        padding (Llama 3's does not), the end token serves. Padding never
-        enters a loss, so the choice of its id changes nothing.
+        Where a tokenizer defines no begin token (Qwen's does not) or no
+        padding token (Llama 3's does not), the end token is used. Padding
+        never enters the loss, so the choice of its id changes nothing.
 
     Raises
     ------
@@ -334,7 +333,7 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The tokens that only a template or a program may write.
+    """Return the tokens that only a template or a program may write.
 
     Parameters
     ----------
@@ -374,7 +373,7 @@ def _control(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 @lru_cache
 def _literals(template: str) -> str:
-    """The text that a chat template itself writes, without its code."""
+    """Return the literal text of a chat template, without its code."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -433,7 +432,7 @@ class Vocabulary:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Any control token; of two that begin alike the longer one."""
+        """Match any control token; the longer one where two start alike."""
         longest = sorted(self.control, key=len, reverse=True)
         # Without tokens, it must never match.
         return re.compile("|".join(map(re.escape, longest)) or "(?!)")
@@ -478,7 +477,7 @@ _VOCABULARIES = WeakKeyDictionary()
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
-    """What a tokenizer reads, kept until its tokens or template change.
+    """Return a tokenizer's `Vocabulary`, cached until the tokenizer changes.
 
     Parameters
     ----------
@@ -504,16 +503,16 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The tokenizer with its control tokens left out.
+    """Return the tokenizer's backend without its control tokens.
 
-    For it, ``<|im_end|>`` is a string like any other. Ordinary tokens that
+    It encodes ``<|im_end|>`` like any other string. Ordinary tokens that
     were added to the vocabulary remain.
     """
     return vocabulary(tokenizer).plain
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids of a text, in which control tokens' strings are plain text.
+    """Encode a text, treating the strings of control tokens as plain text.
 
     Parameters
     ----------
@@ -532,7 +531,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> list[list[int]]:
-    """Ids of several documents, each with its begin and end token.
+    """Encode several documents, each with a begin and an end token.
 
     Parameters
     ----------
@@ -552,14 +551,14 @@ def encode_documents(
 def encode_document(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> list[int]:
-    """Ids of one document, with its begin and end token."""
+    """Encode one document, with its begin and end token."""
     return encode_documents(tokenizer, [text])[0]
 
 
 def decode(
     tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]
 ) -> str:
-    """The text of some ids, without begin, end and padding.
+    """Decode ids to text, leaving out begin, end and padding tokens.
 
     Parameters
     ----------

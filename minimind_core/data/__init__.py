@@ -1,11 +1,10 @@
-"""Where text comes from, and how it becomes batches.
+"""Data loading: from files or other sources to batches.
 
     from minimind_core.data import Rows, document_encoder, open_source
     source = open_source("microworld", "text")
     stream = Rows(source, document_encoder(tokenizer), seq_len=128)
 
-There are three steps, and each can be looked at alone. A *source* gives
-records by index (`sources`), an *encoder* turns records into token ids and
+There are three independent steps. A *source* returns records by index (`sources`), an *encoder* turns records into token ids and
 labels (`encoding`), and `Rows` arranges those in rows (`packing`).
 """
 

@@ -1,4 +1,4 @@
-"""Records of a published data set, checked and kept in a file of your own.
+"""Download records of a published data set, check them and save them.
 
     python -m minimind_core.data.corpora roneneldan/TinyStories \\
         --records 100000 --out tinystories.jsonl
@@ -43,7 +43,7 @@ def stream_records(
     file: str | None = None,
     split: str = "train",
 ) -> Iterator[Mapping[str, Any]]:
-    """Read the records of a data set one by one, as they arrive.
+    """Stream the records of a data set.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def stream_records(
         from datasets import Features, Value, load_dataset
     except ImportError as error:
         raise DataError(
-            "reading published data needs the package datasets: "
+            "reading published data requires the package datasets: "
             "pip install datasets"
         ) from error
     features = None
@@ -112,7 +112,7 @@ def save_records(
         The new file; it appears complete or not at all.
     kind : {"text", "conversations"}
     limit : int, optional
-        How many to take.
+        Maximum number of records.
 
     Returns
     -------
@@ -123,12 +123,12 @@ def save_records(
     ------
     DataError
         If a record is of another kind (the error gives its number), or if
-        there is none.
+        there are no records.
     OutputError
         If `out` exists or cannot be written.
     """
     if kind not in KINDS:
-        raise DataError(f"unknown kind {kind!r}; there is {', '.join(KINDS)}")
+        raise DataError(f"unknown kind {kind!r}; expected {' or '.join(KINDS)}")
     out = Path(out)
     require_new(out)
     count = 0
@@ -141,12 +141,12 @@ def save_records(
                 parse_record(line.encode(), kind, f"record {count}")
                 file.write(line + "\n")
         if not count:
-            raise DataError(f"{out}: there was no record to write")
+            raise DataError(f"{out}: there were no records to write")
     return count
 
 
 def _trimmed(value: Any) -> Any:
-    """Leave out the empty fields that `datasets` has filled in."""
+    """Remove the empty fields that `datasets` has filled in."""
     if isinstance(value, Mapping):
         return {k: _trimmed(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
@@ -155,17 +155,17 @@ def _trimmed(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 2 is for what cannot be done."""
+    """Run from the command line; return the exit status, 2 for errors."""
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.data.corpora",
-        description="Keep a part of a published data set as .jsonl.",
+        description="Save part of a published data set as .jsonl.",
     )
-    parser.add_argument("name", help="on the Hugging Face hub, or a path")
-    parser.add_argument("--file", help="one of its files")
+    parser.add_argument("name", help="a data set on the Hugging Face hub, or a path")
+    parser.add_argument("--file", help="only this file of the data set")
     parser.add_argument("--split", default="train")
     parser.add_argument("--kind", default="text", choices=KINDS)
     parser.add_argument("--records", type=int, metavar="N",
-                        help="how many (all)")  # fmt: skip
+                        help="maximum number of records (all)")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""From records to token ids and labels.
+"""Encode records as token ids and labels.
 
     from minimind_core.data import document_encoder
     encode = document_encoder(tokenizer)
@@ -25,11 +25,11 @@ class Encoded(NamedTuple):
 
 
 Encoder = Callable[[list[Any]], list[Encoded | None]]
-"""Records to token ids; None for a record with nothing to learn."""
+"""Records to token ids; None for a record without supervised tokens."""
 
 
 def document_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """Documents to ids: begin, text, end, and each token a label."""
+    """Return an encoder of documents, in which every token is supervised."""
 
     def encode(texts: list[str]) -> list[Encoded | None]:
         rows = encode_documents(tokenizer, texts)
@@ -41,7 +41,7 @@ def document_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 def conversation_encoder(
     tokenizer: PreTrainedTokenizerFast, seq_len: int
 ) -> Encoder:
-    """Conversations to ids, with labels on what the assistant says."""
+    """Return an encoder of conversations that supervises the answers."""
 
     def encode(batch: list[Messages]) -> list[Encoded | None]:
         found = encode_conversations(tokenizer, batch, max_length=seq_len)

@@ -1,11 +1,11 @@
-"""From token ids to rows and batches, with a position that can be saved.
+"""Arrange token ids in rows and batches, with a resumable position.
 
     from minimind_core.data import Rows, collate, next_rows
     stream = Rows(source, document_encoder(tokenizer), seq_len=128)
     batch = collate(next_rows(stream, 32), pad_token_id=0)
     stream.state_dict()                     # {"drawn": 64, "left": 32, ...}
 
-A stream gives rows without end. `Rows` makes one from a source of records;
+A stream returns rows endlessly. `Rows` makes one from a source of records;
 `as_stream` makes one from any iterable of rows or batches, such as a torch
 ``DataLoader``.
 """
@@ -28,7 +28,7 @@ from minimind_core.model import IGNORE_INDEX
 
 
 class Row(NamedTuple):
-    """One line of a batch, not yet padded."""
+    """One row of a batch, before padding."""
 
     input_ids: list[int]
     labels: list[int]
@@ -38,45 +38,44 @@ class Row(NamedTuple):
 class RowStream(Protocol):
     """An endless stream of rows whose position can be saved.
 
-    A class of your own needs these four, and no base class.
+    Your own class needs these four members, and no base class.
     """
 
     @property
     def skipped(self) -> int:
-        """Records so far that had nothing to learn."""
+        """Number of records so far without supervised tokens."""
 
     def next_row(self) -> Row:
         """The next row."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, small and ready for JSON."""
+        """The position, small and serialisable as JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
 
 
 class Rows:
-    """Documents laid into rows of at most `seq_len` tokens.
+    """A stream of rows of at most `seq_len` tokens, made from documents.
 
-    A document that is longer continues in the next row, so that nothing of
-    it is lost.
+    A longer document continues in the next row, so that none of it is lost.
 
     Parameters
     ----------
     source : Source
-        A finite one is shuffled anew each time it starts over.
+        A finite source is reshuffled in every epoch.
     encode : Encoder
     seq_len : int
     packed : bool
-        Fill each row with several documents (first fit, over a few open
-        rows); else one document a row.
+        Put several documents into each row (first fit, over a few open
+        rows) instead of one document per row.
     seed : int
-        Of the shuffling.
+        Seed of the shuffling.
 
     Attributes
     ----------
     skipped : int
-        Records so far that had nothing to learn.
+        Number of records so far without supervised tokens.
     """
 
     CHUNK = 64
@@ -101,11 +100,11 @@ class Rows:
 
     @property
     def oldest(self) -> int:
-        """The first record, as they are drawn, with rows still to come."""
+        """Index, in drawing order, of the first record with rows left."""
         return self.drawn - self.CHUNK * bool(self.ready)
 
     def _index(self, count: int) -> int:
-        """Which record comes `count`-th."""
+        """The index of the record that is drawn `count`-th."""
         size = self.source.size
         if size is None:
             return count
@@ -142,7 +141,7 @@ class Rows:
         Raises
         ------
         DataError
-            If a whole round of records holds nothing to learn.
+            If no record of a whole epoch has supervised tokens.
         """
         start = self.drawn
         while not self.ready:
@@ -150,16 +149,16 @@ class Rows:
             limit = max(self.source.size or 0, 16 * self.CHUNK)
             if not self.ready and self.drawn - start > limit:
                 raise DataError(
-                    f"none of {self.drawn - start} records has anything to "
-                    f"learn within {self.seq_len} tokens: raise --seq-len"
+                    f"none of {self.drawn - start} records has a supervised "
+                    f"token within {self.seq_len} tokens: raise --seq-len"
                 )
         return self.ready.pop(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: how many records were drawn, what is left of them.
+        """The position: the records drawn, and those with rows left.
 
-        The rows that are laid out but not yet taken are not in it, because
-        the records they come from give them again.
+        Rows that are laid out but not yet taken are not stored, because they
+        can be rebuilt from their records.
         """
         return {
             "drawn": self.drawn,
@@ -175,7 +174,7 @@ class Rows:
         Raises
         ------
         DataError
-            If the source does not hold the same records any more.
+            If the source no longer holds the same records.
         """
         if state["size"] != self.source.size:
             raise DataError(
@@ -200,18 +199,18 @@ class Rows:
 
 
 def _check(rows: Sequence[Row]) -> int:
-    """A checksum, by which changed data is noticed."""
+    """A checksum that detects changed data."""
     return zlib.crc32(repr([tuple(row) for row in rows]).encode())
 
 
 def pack(pieces: Sequence[Encoded], seq_len: int) -> list[Row]:
-    """Lay documents into rows, first fit.
+    """Pack documents into rows by first fit.
 
     Parameters
     ----------
     pieces : sequence of Encoded
     seq_len : int
-        Room in a row; 0 puts each piece in a row of its own.
+        Tokens per row; 0 puts each piece in its own row.
 
     Returns
     -------
@@ -241,13 +240,13 @@ def pack(pieces: Sequence[Encoded], seq_len: int) -> list[Row]:
 
 
 class Mixture:
-    """Two streams as one, so that training on the second keeps the first.
+    """A random mixture of two streams, used to replay earlier data.
 
     Parameters
     ----------
     main, replay : RowStream
     share : float
-        Of the rows that come from `replay`.
+        Share of the rows that come from `replay`.
     seed : int
     """
 
@@ -259,12 +258,12 @@ class Mixture:
 
     @property
     def skipped(self) -> int:
-        """Records of both that had nothing to learn."""
+        """Records of both streams without supervised tokens."""
         return self.main.skipped + self.replay.skipped
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """Records drawn from both, where they count them."""
+        """Records drawn from each stream that counts them."""
         return {
             "main": getattr(self.main, "drawn", None),
             "replay": getattr(self.replay, "drawn", None),
@@ -272,21 +271,21 @@ class Mixture:
 
     @property
     def oldest(self) -> dict[str, Any]:
-        """The first records of both with rows still to come."""
+        """`Rows.oldest` of each stream that has it."""
         return {
             "main": getattr(self.main, "oldest", None),
             "replay": getattr(self.replay, "oldest", None),
         }
 
     def next_row(self) -> Row:
-        """The next row of one of the two."""
+        """The next row, from one of the two streams."""
         draw = random.Random(f"{self.seed}:mix:{self.count}").random()
         self.count += 1
         stream = self.replay if draw < self.share else self.main
         return stream.next_row()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both positions."""
+        """The positions of both streams."""
         return {
             "count": self.count,
             "main": self.main.state_dict(),
@@ -294,7 +293,7 @@ class Mixture:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from both."""
+        """Continue both streams from saved positions."""
         self.count = state["count"]
         self.main.load_state_dict(state["main"])
         self.replay.load_state_dict(state["replay"])
@@ -306,21 +305,21 @@ class Batches:
     Parameters
     ----------
     items : iterable
-        A list, a torch ``Dataset`` or ``DataLoader``, or whatever else can
-        be iterated over. It starts over at its end. An item is a `Row`, an
+        A list, a torch ``Dataset`` or ``DataLoader``, or any other iterable.
+        It is restarted at its end. An item is a `Row`, an
         `Encoded`, a list of token ids, or a mapping with ``input_ids`` and,
-        unless every token is to be learnt, ``labels``: lists or tensors of
-        one row, or of a batch of rows. Padding is left out where there is
+        unless every token is supervised, ``labels``: lists or tensors of
+        one row, or of a batch of rows. Padding is removed if there is
         an ``attention_mask``.
 
     Notes
     -----
-    The trainer takes as many rows at a time as its config says, however many
-    there are in an item. A saved position is a number of items. To go on
-    from it the iterable is begun anew and so many are passed over, which is
-    exact only if it gives the same items in the same order again. A
-    ``DataLoader`` that shuffles does so only with a generator that has been
-    seeded anew.
+    The trainer takes as many rows at a time as its config specifies,
+    regardless of how many are in an item. A saved position is a number of
+    items. To continue from it, the iterable is restarted and that many items
+    are skipped, which is exact only if it yields the same items in the same
+    order. A shuffling ``DataLoader`` does this only with a generator that
+    has been reseeded.
     """
 
     skipped = 0
@@ -333,15 +332,15 @@ class Batches:
 
     @property
     def oldest(self) -> int:
-        """The first item, as they are drawn, with rows still to come."""
+        """Index, in drawing order, of the first item with rows left."""
         return self.drawn - bool(self.ready)
 
     def _begin(self) -> Iterator[Any]:
         items: Any = self.items
         if hasattr(items, "__iter__"):
             return iter(items)
-        # A torch Dataset has a length and indices only, and need not say
-        # where its end is.
+        # A torch Dataset has only a length and indices, and need not raise
+        # IndexError at its end.
         return (items[i] for i in range(len(items)))
 
     def _next_item(self) -> Any:
@@ -353,8 +352,8 @@ class Batches:
             self.drawn += 1
             return item
         raise DataError(
-            f"the data ended after {self.drawn} items; give an iterable that "
-            "can start over, such as a list, or one without an end"
+            f"the data ended after {self.drawn} items; pass an iterable that "
+            "can be restarted, such as a list, or an endless one"
             if self.drawn
             else "the data holds no items to train on"
         )
@@ -409,7 +408,7 @@ class Batches:
 
 
 def as_stream(data: RowStream | Iterable[Any]) -> RowStream:
-    """A stream of rows from what a user may have.
+    """Turn user data into a stream of rows.
 
     Parameters
     ----------
@@ -448,11 +447,11 @@ def _rows_of(item: Any, where: str) -> list[Row]:
         masks = _lists(item["attention_mask"], where)
     rows = []
     try:
-        for mine, learnt, mask in zip(ids, labels, masks, strict=True):
+        for mine, targets, mask in zip(ids, labels, masks, strict=True):
             kept = [
                 pair
                 for pair, m in zip(
-                    zip(mine, learnt, strict=True), mask, strict=True
+                    zip(mine, targets, strict=True), mask, strict=True
                 )
                 if m
             ]
@@ -491,14 +490,14 @@ def next_rows(stream: RowStream, count: int) -> list[Row]:
 
 
 def count_labels(rows: Iterable[Row]) -> int:
-    """How many supervised tokens there are: those the loss is taken at."""
+    """Count the supervised tokens, at which the loss is computed."""
     return sum(
         label != IGNORE_INDEX for row in rows for label in row.labels[1:]
     )
 
 
 def count_tokens(rows: Iterable[Row]) -> int:
-    """How many tokens a model reads, padding not counted."""
+    """Count the tokens that a model reads, without padding."""
     return sum(len(row.input_ids) for row in rows)
 
 
@@ -507,7 +506,7 @@ def collate(
     pad_token_id: int,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Rows as tensors, padded on the right to the longest of them.
+    """Collate rows into tensors, padded on the right to the longest row.
 
     Parameters
     ----------
@@ -520,7 +519,7 @@ def collate(
     dict of str to Tensor, shape (batch, time)
         ``input_ids`` and ``labels``; for packed rows also ``document_ids``
         and ``position_ids``, which start over with each document. The time
-        is a multiple of 8, which matrix units like.
+        is a multiple of 8, which suits matrix units.
     """
     time = max(len(row.input_ids) for row in rows)
     time = -(-time // 8) * 8
@@ -529,9 +528,9 @@ def collate(
         padded = [one + [value] * (time - len(one)) for one in lists]
         tensor = torch.tensor(padded)
         if torch.device(device).type == "cuda":
-            # From pinned memory the copy does not hold up the program, and
-            # torch keeps that memory until the copy is done. Elsewhere such
-            # a copy could be made after the tensor is gone.
+            # From pinned memory the copy is asynchronous, and torch keeps that
+            # memory alive until it is done. From other memory, an
+            # asynchronous copy could happen after the tensor was freed.
             return tensor.pin_memory().to(device, non_blocking=True)
         return tensor.to(device)
 

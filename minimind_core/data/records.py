@@ -1,4 +1,4 @@
-"""One record of a data file: what it may look like, and what it holds.
+"""Parse and check the records of data files.
 
     from minimind_core.data import parse_record
     parse_record(b'{"text": "One day ..."}', "text", "stories.jsonl, line 1")
@@ -6,8 +6,8 @@
 A file is ``.jsonl``, one JSON object a line. The formats are MiniMind's:
 ``{"text": ...}`` for documents, and ``{"conversations": [{"role": ...,
 "content": ...}, ...]}`` for dialogues. ``messages``, the name that most
-other data sets use for the same list, is read as well. Any other format is
-refused with the step that turns it into one of these.
+other data sets use for the same list, is read as well. Other formats
+are refused with an error that says how to convert them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Document = str
 Messages = list[dict[str, Any]]
 
 MESSAGES = "messages"
-"""Another name for ``conversations``, as OpenAI's and trl's data have it."""
+"""Another name for ``conversations``, which OpenAI's and trl's data use."""
 
 _STAGES = {"text": "pretrain", "conversations": "sft"}
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
 def is_jsonl(path: Path) -> bool:
-    """Whether a file holds one JSON record a line, by its name."""
+    """Whether a file name means one JSON record per line."""
     return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    """The error for a text that is not UTF-8, naming the first bad byte."""
+    """Return the error for text that is not UTF-8, with the first bad byte."""
     byte = error.object[error.start]
     utf16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
     origin = "-f utf-16 " if utf16 else ""
@@ -46,13 +46,13 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
 
 
 def record_kind(path: Path) -> str:
-    """What the records of a file are, judged by the first one.
+    """Return the kind of a file's records, judged by the first one.
 
     Returns
     -------
     {"text", "conversations"}
-        ``text`` also for what is neither: reading it as text gives the
-        error that says so.
+        ``text`` also if it is neither, because reading it as text raises
+        an error that explains it.
     """
     if is_jsonl(path):
         with path.open("rb") as file:
@@ -69,13 +69,13 @@ def record_kind(path: Path) -> str:
 
 
 def parse_record(raw: bytes, kind: str, where: str) -> Any:
-    """One line of a ``.jsonl`` file.
+    """Parse one line of a ``.jsonl`` file.
 
     Parameters
     ----------
     raw : bytes
         A byte order mark at the beginning, which some editors write, is
-        passed over.
+        skipped.
     kind : {"text", "conversations"}
         ``{"text": "..."}``, or ``{"conversations": [{"role": "user",
         "content": "..."}, ...]}``, for which ``messages`` is another name.
@@ -89,7 +89,7 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
     Raises
     ------
     DataError
-        Saying what is wrong with the record and how to mend it.
+        Saying what is wrong with the record and how to fix it.
     """
     try:
         record = json.loads(raw.decode("utf-8-sig"))
@@ -112,13 +112,13 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
 
 
 def check_record(record: Any, kind: str, where: str) -> Any:
-    """What a record holds, if it has the right form.
+    """Check a record and return its content.
 
     Parameters
     ----------
     record : str, list of dict or mapping
-        A document or a conversation, by itself or as a line of a ``.jsonl``
-        file has it.
+        A document or a conversation, either bare or as an object with the
+        keys of a ``.jsonl`` line.
     kind : {"text", "conversations"}
     where : str
         For errors.
@@ -133,7 +133,7 @@ def check_record(record: Any, kind: str, where: str) -> Any:
     """
     if kind not in _STAGES:
         raise DataError(
-            f"unknown kind {kind!r}; there is {', '.join(_STAGES)}"
+            f"unknown kind {kind!r}; expected {' or '.join(_STAGES)}"
         )
     value = record
     if isinstance(record, Mapping):
@@ -169,7 +169,7 @@ def _an_array(where: str) -> DataError:
 
 
 def _hint(record: Mapping[str, Any], kind: str) -> str:
-    """What to do with a record of another format."""
+    """Advice on a record of another format."""
     keys = record.keys()
     other = "text" if kind == "conversations" else "conversations"
     if other in keys or (other == "conversations" and MESSAGES in keys):

@@ -1,4 +1,4 @@
-"""Records by index: from files, or any other place that can be indexed.
+"""Sources of records: files, memory, or anything that can be indexed.
 
     from pathlib import Path
     from minimind_core.data import Files, Slice
@@ -6,9 +6,9 @@
     training = Slice(files, held_out=False)
     training.records([0, 1])
 
-A file is checked to its last line before anything is trained, and only the
-offsets of its records are kept in memory. The microworld's sources, which
-have no end, are in `minimind_core.microworld.sources`.
+A file is checked to its last line before training starts, and only the
+offsets of its records are kept in memory. The endless sources of the
+microworld are in `minimind_core.microworld.sources`.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ SEPARATOR = "<|endoftext|>"
 PIECE = 1000
 """Longest document, in characters, that plain text is cut into."""
 HELD_OUT_EVERY = 20
-"""One record of a file in this many is kept for validation."""
+"""One in this many records of a file is held out for validation."""
 
 class Source(Protocol):
-    """Records by index; `size` is None if there is no end."""
+    """Records by index; `size` is None for an endless source."""
 
     @property
     def size(self) -> int | None:
-        """How many there are."""
+        """Number of records; None if endless."""
 
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records with these indices."""
 
 
 class Files:
-    """Records of text files, read from the disk when asked for.
+    """Records of text files, read from the disk on access.
 
     Parameters
     ----------
     paths : sequence of Path
-        ``.jsonl`` with one record a line, or plain text.
+        ``.jsonl`` with one record per line, or plain text.
     kind : {"text", "conversations"}
-        What the records must be.
+        The required kind of records.
 
     Raises
     ------
@@ -68,8 +68,8 @@ class Files:
             pieces = self._lines if is_jsonl(path) else self._pieces
             if not is_jsonl(path) and kind == "conversations":
                 raise DataError(
-                    f"{path}: conversations come as .jsonl, one "
-                    '{"conversations": [...]} a line'
+                    f"{path}: conversations must be .jsonl, with one "
+                    '{"conversations": [...]} per line'
                 )
             before = len(self.starts)
             for start, length in pieces(path):
@@ -77,7 +77,7 @@ class Files:
                 self.starts.append(start)
                 self.lengths.append(length)
             if len(self.starts) == before:
-                raise DataError(f"{path}: empty, nothing to learn from")
+                raise DataError(f"{path}: empty, no records to train on")
         self.size = len(self.starts)
 
     def _lines(self, path: Path) -> Iterable[tuple[int, int]]:
@@ -104,8 +104,8 @@ class Files:
                 size += len(line)
                 characters += len(text)
                 written |= bool(text.strip()) and not ends
-                # A paragraph's end, once there is enough; a line's, when
-                # there are no paragraphs.
+                # Cut at the end of a paragraph once the piece is long
+                # enough, or at a line's if there are no paragraphs.
                 blank = not text.strip() and characters > PIECE // 2
                 if ends or blank or characters >= PIECE:
                     if written:
@@ -131,15 +131,14 @@ class Files:
 
 
 class InMemory:
-    """Records that a program already holds.
+    """Records that are already in memory.
 
     Parameters
     ----------
     records : sequence
         A list, or anything else with a length and indices, such as a
         `datasets.Dataset`. Each record is a text or a list of messages, or
-        a mapping that holds it under the name of its kind, as a line of a
-        ``.jsonl`` file does.
+        a mapping with the keys of a ``.jsonl`` line.
     kind : {"text", "conversations"}
 
     Raises
@@ -166,12 +165,12 @@ class InMemory:
 
 
 class Slice:
-    """Part of a finite source: what is trained on, or what is held out.
+    """The training part of a finite source, or the held-out part.
 
     Parameters
     ----------
     source : Source
-        With an end.
+        A finite source.
     held_out : bool
         Every `every`-th record if true, all the others if not. A source
         with fewer records holds out its last one.
@@ -185,7 +184,7 @@ class Slice:
         chosen = set(range(every - 1, source.size, every))
         chosen = chosen or {source.size - 1}
         if source.size == 1:
-            # Nothing can be spared: validate on what is trained on.
+            # Too few records to hold any out: validate on training data.
             chosen = {0} if held_out else set()
         self.source = source
         self.indices = [
@@ -194,5 +193,5 @@ class Slice:
         self.size = len(self.indices)
 
     def records(self, indices: Sequence[int]) -> list[Any]:
-        """The records at these places of the part."""
+        """The records at these indices of the part."""
         return self.source.records([self.indices[i] for i in indices])

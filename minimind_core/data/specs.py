@@ -1,4 +1,4 @@
-"""What ``--data`` may say, and the source that it names.
+"""Parse data specifications, such as ``--data``, and open their sources.
 
     from minimind_core.data import open_source
     source = open_source("microworld", "text")
@@ -35,16 +35,16 @@ class DataSpec:
     Attributes
     ----------
     language : str or None
-        Of the microworld; None for anything else.
+        Language of the microworld; None for other data.
     paths : tuple of Path
-        Files; empty for anything else.
+        Files; empty for other data.
     part : {"", "tenth", "rest"}
-        Every tenth record to train on of a file, or all the others, written
-        ``FILE#tenth`` and ``FILE#rest``: one file for two stages. What is
-        held out is the same for both.
+        Every tenth training record of a file, or all the others, written
+        ``FILE#tenth`` and ``FILE#rest``, so that two stages can share a
+        file. Both have the same held-out records.
     memory : Source or list, optional
-        Records that the program holds. A list is checked when its kind is
-        known, in `open_source`.
+        Records in memory. A list is checked in `open_source`, where its
+        kind is known.
     """
 
     language: str | None
@@ -53,11 +53,11 @@ class DataSpec:
     memory: Any = field(default=None, compare=False, repr=False)
 
     def names(self) -> list[str]:
-        """As `parse_data` takes it back.
+        """Names that `parse_data` accepts, to be recorded in the metadata.
 
         Records in memory are named by their digest, or by the class of
         their source, so that a resumed run can tell them apart from others.
-        Only the program that holds them can give them again.
+        Only the program that holds them can supply them again.
         """
         if self.memory is not None:
             return [f"{MEMORY}:{_digest(self.memory)}"]
@@ -75,7 +75,7 @@ Data = (
     str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
     | Iterable[Sequence[Mapping[str, Any]]] | Source | DataSpec
 )  # fmt: skip
-"""Whatever `parse_data` understands."""
+"""Any data specification that `parse_data` accepts."""
 
 
 def _digest(memory: Any) -> str:
@@ -88,26 +88,26 @@ def _digest(memory: Any) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether one of `DataSpec.names` is a file's."""
+    """Whether one of `DataSpec.names` is the name of a file."""
     return name.partition(":")[0] not in (MICROWORLD, MEMORY)
 
 
 def parse_data(data: Data) -> DataSpec:
-    """Understand ``microworld``, paths, or records in memory.
+    """Parse ``microworld``, paths, or records in memory.
 
     Parameters
     ----------
     data
         ``microworld`` or ``microworld:zh``; one path or several; a `Source`;
-        or an iterable of records as a line of a ``.jsonl`` file has them,
-        which is read to its end. A list of strings is a list of paths: put
+        or an iterable of records in the form of ``.jsonl`` lines, which is
+        read to its end. A list of strings is a list of paths: wrap
         texts in `data.InMemory`, or write ``{"text": ...}``.
 
     Raises
     ------
     DataError
-        For an unknown language, a path that is no file, a file of a kind
-        that is not read, or something else altogether.
+        For an unknown language, a path that is not a file, an unsupported
+        file format, or an object of an unsupported type.
     """
     if isinstance(data, DataSpec):
         return data
@@ -117,7 +117,7 @@ def parse_data(data: Data) -> DataSpec:
         data = [data]
     if not isinstance(data, Iterable) or isinstance(data, bytes | Mapping):
         raise DataError(
-            f"data cannot be a {type(data).__name__}: give {MICROWORLD}, "
+            f"data cannot be a {type(data).__name__}: pass {MICROWORLD}, "
             "paths, an iterable of records, or a source"
         )
     given: list[Any] = list(data)
@@ -170,7 +170,7 @@ MAGIC = {b"\x1f\x8b": ".gz", b"PAR1": ".parquet", b"PK\x03\x04": ".zip",
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is not a readable ``.txt`` or ``.jsonl`` file."""
+    """Refuse anything but a readable ``.txt`` or ``.jsonl`` file."""
     if path.is_dir():
         raise DataError(f"{path}: a folder; name the files in it")
     if not path.is_file():
@@ -204,26 +204,26 @@ def open_source(
     seed: int = 0,
     held_out: bool = False,
 ) -> Source:
-    """The records of a data specification.
+    """Open the records of a data specification.
 
     Parameters
     ----------
     data
         See `parse_data`.
     kind : {"text", "conversations", "skill"}
-        ``skill`` is the microworld's new style of speaking; from anything
-        else it is conversations.
+        ``skill`` means the microworld's conversations in a new style; for
+        other data it means conversations.
     seed : int
-        Of the microworld's stream.
+        Seed of the microworld's stream.
     held_out : bool
-        The records that training never sees: another seed, or one record
-        in `HELD_OUT_EVERY` of what has an end.
+        Return the records that training never sees: those of another seed,
+        or, for finite data, one record in `HELD_OUT_EVERY`.
 
     Raises
     ------
     DataError
-        For a record that is wrong, and where records are held out of a
-        source without an end.
+        For an invalid record, or if records were to be held out of an
+        endless source.
     """
     spec = parse_data(data)
     if spec.language is not None:
@@ -236,31 +236,31 @@ def open_source(
     if found.size is None:
         if held_out:
             raise DataError(
-                f"{type(found).__name__}: has no end, so nothing can be "
+                f"{type(found).__name__}: is endless, so nothing can be "
                 "held out of it; pass validate="
             )
         return found
     source = Slice(found, held_out=held_out)
     if spec.part and not held_out:
-        # After the split, so that what is held out is so from every part.
+        # After the split, so that held-out records are in neither part.
         source = Slice(source, held_out=spec.part == "tenth", every=10)
     return source
 
 
 def open_records(spec: DataSpec, kind: str) -> Source:
-    """Every record of files or of memory, for training or held out.
+    """Open all records of files or of memory, held-out ones included.
 
     Parameters
     ----------
     spec : DataSpec
-        Not of the microworld.
+        Anything but the microworld.
     kind : {"text", "conversations", "skill"}
         See `open_source`.
 
     Raises
     ------
     DataError
-        For a record that is wrong.
+        For an invalid record.
     """
     wanted = "text" if kind == "text" else "conversations"
     if spec.memory is None:
@@ -276,14 +276,14 @@ def open_records(spec: DataSpec, kind: str) -> Source:
 def _open_files(
     paths: tuple[Path, ...], kind: str, stamps: tuple[int, ...]
 ) -> Files:
-    """Training and validation share one reading of a large file."""
+    """Open files; training and validation share one scan of a large file."""
     return Files(paths, kind)
 
 
 def tokenizer_texts(
     data: Data, chat: Data | None = None, count: int = 3000
 ) -> Iterable[str]:
-    """What a tokenizer for this data is trained on.
+    """Yield the texts on which a tokenizer for this data is trained.
 
     Parameters
     ----------
@@ -291,8 +291,8 @@ def tokenizer_texts(
         Documents and conversations, see `parse_data`. For the microworld
         `chat` is the microworld as well, if not given.
     count : int
-        Documents, and as many conversations, to read at most of an endless
-        source; files are read to the end.
+        Maximum number of documents, and of conversations, to read from an
+        endless source; files are read to the end.
 
     Yields
     ------
