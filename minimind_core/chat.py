@@ -20,9 +20,9 @@ finding out are used here:
 1. If the template has ``{% generation %}`` marks, they delimit the turns.
    Marks are trusted only if they agree with the second way on a specimen
    conversation.
-2. Otherwise the conversation is rendered again with unique tags around what
-   the messages of the user, the system and the tools. If removing the tags gives the
-   first rendering, they show where each of these messages lies in it. A turn
+2. Otherwise the conversation is rendered again with unique tags around
+   the messages of the user, the system and the tools. If removing the tags
+   gives the first rendering, they show where each of these messages lies in it. A turn
    begins where the rendering stops following the prompt, which is the
    rendering of the messages so far with a generation prompt. It ends before
    the header of the next message.
@@ -122,7 +122,9 @@ def _from_json(message: Message, key: str, at: str) -> list[Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise DataError(f"{at}: {key} is not JSON ({error.msg})") from None
+            raise DataError(
+                f"{at}: {key} is not JSON ({error.msg})"
+            ) from None
     if not isinstance(value, list):
         raise DataError(f"{at}: {key} must be a list")
     return value
@@ -802,7 +804,7 @@ def _laid_out(
     known: Vocabulary,
     messages: Sequence[Message],
 ) -> _Layout:
-    """Render a conversation; return it, the assistant's turns and the marks."""
+    """Render a conversation; return it, the answers' spans and the marks."""
     validate_messages(list(messages), "conversation", answered=False)
     plain, tools = normalise(messages)
     if all(message["role"] != "assistant" for message in plain):

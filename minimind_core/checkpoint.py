@@ -1,14 +1,14 @@
-"""Saving and loading, so that nothing is ever half there or half right.
+"""Model folders and atomic, verified checkpoints.
 
     from minimind_core.loading import load_model
     model, tokenizer = load_model("runs/pretrain")
 
 A *run folder* is a Hugging Face model folder (``config.json``,
-``model.safetensors``, the tokenizer) with the story of the run beside it:
-``minimind.json``, ``log.jsonl`` and ``checkpoints/``. Weights are float32,
-always: saved as half, a small update is rounded away. A folder appears under
-its name when it is complete, and a file that does not fit is an error that
-says what is missing, never a partial load.
+``model.safetensors``, the tokenizer) that also holds ``minimind.json``,
+``log.jsonl`` and ``checkpoints/``. Weights are always saved in float32,
+because half precision would round small updates away. A folder gets its final
+name only when it is complete, and a file that does not fit the model is an
+error that names what is missing, never a partial load.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
 RUN_FORMAT = 1
 """The layout of run folders and checkpoints, written into both as
-``format``. It grows when a reader of the old one would go wrong."""
+``format``. It is raised when code for the old layout would misread the new one."""
 
 
 def check_format(values: Mapping[str, Any], where: str | Path) -> None:
-    """Refuse a run or checkpoint that another version has laid out.
+    """Raise an error for a run or checkpoint of another format version.
 
     Parameters
     ----------
     values : mapping
-        Of its JSON file. Without a ``format`` it is of the time before
-        formats had numbers.
+        Content of its JSON file. Without a ``format`` it was written before
+        formats were numbered.
     where : path
         Named in the error.
 
@@ -73,7 +73,7 @@ def check_format(values: Mapping[str, Any], where: str | Path) -> None:
         raise CheckpointError(
             f"{where}: has format {found}, which an older version of "
             f"minimind_core wrote; this one reads format {RUN_FORMAT}. "
-            "Install the older version, or start the run anew"
+            "Install the older version, or start a new run"
         )
     raise CheckpointError(
         f"{where}: has format {found}, which a newer version of "
@@ -86,7 +86,7 @@ def check_format(values: Mapping[str, Any], where: str | Path) -> None:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as it is saved: float32, on the CPU, a tie once.
+    """Return the state dict to save: float32, on the CPU, tied weights once.
 
     Parameters
     ----------
@@ -124,12 +124,12 @@ def save_model(
     model : MiniMind
     tokenizer : PreTrainedTokenizerFast
     folder : path
-        Made if it does not exist. Each file is replaced in one move.
+        Created if it does not exist. Each file is replaced atomically.
     pth : bool
         Also write MiniMind's native ``minimind.pth``, a plain state dict
         that upstream's code loads strictly, so it can hold nothing else.
-        What the weights do not show, such as the rotary base, is in the
-        ``config.json`` beside it, where `import_checkpoint` looks for it.
+        Settings that the weights do not reveal, such as the rotary base, are
+        in the ``config.json`` beside it, which `import_checkpoint` reads.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def write_package(
     format: str = "safetensors",
     dtype: str = "float32",
 ) -> None:
-    """The files of a Hugging Face model folder, into an existing folder.
+    """Write the files of a Hugging Face model into an existing folder.
 
     Run folders, exports and merged models all consist of these.
 
@@ -176,7 +176,7 @@ def write_package(
     tokenizer : PreTrainedTokenizerFast
     format : {"safetensors", "bin"}
     dtype : {"float32", "bfloat16", "float16"}
-        What the weights are stored in.
+        The dtype in which the weights are stored.
     """
     from safetensors.torch import save_file
 
@@ -194,7 +194,7 @@ def write_package(
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
-    """What ``generate`` needs to stop by itself."""
+    """Return the generation config, which lets ``generate`` stop."""
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
@@ -203,7 +203,7 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of a model folder, as they were saved.
+    """Read all tensors of a model folder, as they were saved.
 
     Reads ``model.safetensors``, its sharded form, ``pytorch_model.bin``
     and its sharded form, in this order.
@@ -211,7 +211,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        If there are none, or a file is damaged.
+        If there are no weights, or a file is damaged.
     """
     folder = Path(folder)
     for name in (WEIGHTS, OLD_WEIGHTS):
@@ -230,15 +230,15 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of one ``.safetensors``, ``.bin`` or ``.pth`` file.
+    """Read the tensors of a ``.safetensors``, ``.bin`` or ``.pth`` file.
 
-    Of a training checkpoint, which has an optimizer and more in it, the
-    model's part is taken.
+    From a training checkpoint, which also holds an optimizer and more, only
+    the model's weights are read.
 
     Raises
     ------
     CheckpointError
-        If it is missing, damaged or holds anything but tensors.
+        If the file is missing, damaged or holds anything but tensors.
     """
     from safetensors.torch import load_file
 
@@ -246,13 +246,13 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # weights_only: a pickle may run code when it is read, this may not.
+        # weights_only, because reading an arbitrary pickle may run code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:
-        # What is no pickle, or half of one, can make its reader raise
-        # anything: KeyError, EOFError, UnpicklingError.
+        # A file that is not a complete pickle can raise almost any
+        # exception: KeyError, EOFError, UnpicklingError.
         raise _damaged(path, error) from error
     for name in _MODEL_PARTS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
@@ -268,7 +268,7 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
 
 
 _MODEL_PARTS = ("model", "state_dict", "model_state_dict")
-"""Where training checkpoints of MiniMind and others keep the weights."""
+"""Keys under which training checkpoints keep the model's weights."""
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
@@ -308,7 +308,7 @@ def load_weights(
         embedding = found.get("model.embed_tokens.weight")
         head = found.get("lm_head.weight")
         if embedding is None:
-            pass  # told below, with whatever else is missing
+            pass  # reported below, with everything else that is missing
         elif head is None:
             found["lm_head.weight"] = embedding
         elif not torch.equal(head, embedding):
@@ -335,7 +335,7 @@ def load_weights(
 
 
 def weights_digest(parameters: Iterable[Tensor]) -> str:
-    """A short name for exactly these weights, to tell two bases apart.
+    """Return a digest of the weights, to tell two bases apart.
 
     Parameters
     ----------
@@ -370,7 +370,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write all that a run needs to continue as if never stopped.
+    """Write everything that a run needs to continue exactly.
 
     Parameters
     ----------
@@ -380,11 +380,11 @@ def save_checkpoint(
         Optimizer steps done.
     weights : mapping of str to Tensor
     training : mapping
-        What only torch can write: optimizer, scaler, random state.
+        State that torch serialises: optimizer, scaler, random state.
     state : mapping
-        What JSON can write: data position, configs.
+        State that JSON can hold: data position, configs.
     keep : int
-        How many of the newest checkpoints stay.
+        How many of the newest checkpoints to keep.
 
     Returns
     -------
@@ -395,7 +395,7 @@ def save_checkpoint(
 
     folder = Path(run) / CHECKPOINTS
     out = folder / f"step_{step:08d}"
-    # What a process that was killed here has left behind.
+    # Remove leftovers of a process that was killed here.
     for part in (out, *folder.glob(".step_*")):
         shutil.rmtree(part, ignore_errors=True)
     with atomic_folder(out) as partial:
@@ -418,17 +418,17 @@ def prune_checkpoints(run: str | Path, keep: int) -> None:
     run : path
         The run folder.
     keep : int
-        How many stay, at least 1.
+        How many to keep, at least 1.
     """
     for old in checkpoints(run)[:-keep]:
         discard(old)
 
 
 def checkpoints(run: str | Path) -> list[Path]:
-    """The checkpoints of a run, oldest first.
+    """Return the checkpoints of a run, oldest first.
 
-    What a killed process was just writing has another name and is not
-    among them.
+    An incomplete checkpoint, which a killed process was writing, has another
+    name and is not among them.
     """
     return sorted((Path(run) / CHECKPOINTS).glob("step_*"))
 
@@ -436,7 +436,7 @@ def checkpoints(run: str | Path) -> list[Path]:
 def load_checkpoint(
     folder: str | Path,
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Read a checkpoint back, checked file by file.
+    """Read a checkpoint, verifying the digest of each file.
 
     Returns
     -------
@@ -446,8 +446,8 @@ def load_checkpoint(
     Raises
     ------
     CheckpointError
-        If a file is missing or not what was written, or another version
-        wrote it.
+        If a file is missing or has changed, or if another version wrote
+        the checkpoint.
     """
     folder = Path(folder)
     advice = f"remove {folder} to continue from the one before, if any"
@@ -472,7 +472,7 @@ def load_checkpoint(
 
 
 def last_sound(run: str | Path) -> Path | None:
-    """The newest checkpoint that can be read and holds finite numbers only.
+    """Return the newest readable checkpoint with only finite numbers.
 
     Parameters
     ----------
@@ -497,7 +497,7 @@ def last_sound(run: str | Path) -> Path | None:
 def all_finite(values: Any) -> bool:
     """Whether every tensor in nested dictionaries and lists is finite.
 
-    The device is waited for once.
+    This synchronises with the device only once.
     """
     found: dict[torch.device, list[Tensor]] = {}
     waiting = [values]

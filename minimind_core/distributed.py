@@ -1,11 +1,11 @@
-"""The processes that torchrun starts, and the device of each one.
+"""Distributed training: the processes of torchrun and their devices.
 
     torchrun --nproc-per-node 2 -m minimind_core pretrain --out runs/p
 
-Without torchrun there is one process, and everything here does nothing.
-What every process must agree on is taken from the main one (`broadcast`),
-and what must happen once is done by the main one while the others wait
-(`run_once`).
+Without torchrun there is one process, and these functions do nothing. Values
+on which all processes must agree are taken from the main one (`broadcast`),
+and work that must be done only once is done by the main one while the others
+wait (`run_once`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that torchrun started.
+    """The group of processes that torchrun started, and this one's rank.
 
     Attributes
     ----------
     rank : int
-        From 0.
+        Rank of this process, counted from 0.
     world : int
-        How many there are.
+        Number of processes.
     """
 
     rank: int = 0
@@ -43,21 +43,21 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this process is the main one, which prints and writes."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process has come to this point."""
+        """Wait until every process has reached this point."""
         if self.world > 1:
             dist.all_reduce(torch.zeros(1))  # on the CPU, so through gloo
 
     def broadcast(self, value: T) -> T:
-        """The main process's value; the others' are dropped.
+        """Return the main process's value in every process.
 
         Parameters
         ----------
         value
-            Whatever pickle can write.
+            Anything that can be pickled; ignored in the other processes.
         """
         if self.world == 1:
             return value
@@ -66,7 +66,7 @@ class Processes:
         return values[0]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in every one of them, by rank."""
+        """Return the values of all processes, by rank, in every process."""
         if self.world == 1:
             return [value]
         values: list[T] = [value] * self.world
@@ -74,14 +74,14 @@ class Processes:
         return values
 
     def once(self, work: Callable[[], T]) -> T:
-        """Do something in the main process while the others wait.
+        """Run a function in the main process while the others wait.
 
-        See `run_once`, which does the same without a group at hand.
+        See `run_once`, which joins the group first.
         """
         if self.world == 1:
             return work()
-        # Nobody begins before all are here: what one process has checked on
-        # the disk must not be changed by another that is further ahead.
+        # Begin with a barrier: what one process has checked on the disk must
+        # not be changed by another one that is further ahead.
         self.barrier()
         result: T | None = None
         error: Exception | None = None
@@ -99,7 +99,7 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether the flag is true in any process."""
         if self.world == 1:
             return flag
         total = torch.tensor(float(flag))
@@ -108,20 +108,20 @@ class Processes:
 
 
 def _world() -> int:
-    """How many processes torchrun has started; 1 without it."""
+    """Return the number of processes; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes(device: str = "cpu") -> Processes:
-    """Join the group that torchrun has set up, if it has.
+    """Join the process group, if torchrun has started this process.
 
-    The group is left when the process ends, also when it ends by an error.
+    The group is left when the process exits, also after an error.
 
     Parameters
     ----------
     device : str
-        ``cuda`` or ``cuda:N`` where this process is going to compute on a
-        GPU. Tensors there go through NCCL, all others through gloo.
+        ``cuda`` or ``cuda:N`` if this process will compute on a GPU. GPU
+        tensors are exchanged through NCCL, all others through gloo.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def leave_processes() -> None:
 
 
 def local_device(device: str) -> str:
-    """The device of this process: ``cuda`` becomes ``cuda:LOCAL_RANK``.
+    """Return this process's device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def local_device(device: str) -> str:
 
 
 def run_once(work: Callable[[], T]) -> T:
-    """Do something in the main process while the others wait.
+    """Run a function in the main process while the others wait.
 
     Parameters
     ----------
@@ -193,14 +193,14 @@ def run_once(work: Callable[[], T]) -> T:
 
     Returns
     -------
-    Its result, in every process. Pickle must be able to write it.
+    The result of `work`, in every process. It must be picklable.
 
     Raises
     ------
     MiniMindError
-        What `work` raised, in every process, so that none waits for ever.
+        If `work` raised it; in every process, so that none waits forever.
     RuntimeError
-        In the others, if `work` raised anything else.
+        In the other processes, if `work` raised any other exception.
 
     Examples
     --------
@@ -210,10 +210,10 @@ def run_once(work: Callable[[], T]) -> T:
 
 
 def in_main_process(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that writes a folder work under torchrun.
+    """Decorate a function that writes a folder, so that it runs once.
 
-    A decorator: the function runs in the main process while the others
-    wait, and returns, or raises, the same in all; see `run_once`.
+    Under torchrun the main process runs it while the others wait; all of
+    them return, or raise, the same. See `run_once`.
     """
 
     @functools.wraps(function)

@@ -1,12 +1,12 @@
-"""From the distribution over the next token to text.
+"""Text generation: sampling from the distribution over the next token.
 
     from minimind_core.generate import generate_tokens, stream_tokens
     ids = generate_tokens(model, prompt_ids, max_new_tokens=50)
     for token in stream_tokens(model, prompt_ids, max_new_tokens=50):
         ...
 
-Each new token is drawn from the model's distribution after it was shaped by
-temperature and cut by top-k, top-p or min-p. Keys and values of earlier
+Each new token is sampled from the model's distribution after temperature and
+truncation by top-k, top-p or min-p. Keys and values of earlier
 tokens are kept in a cache, so that a token costs one forward pass of one
 position.
 """
@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from minimind_core.errors import ConfigError
 from minimind_core.model import KVCache, MiniMind
 
-# Which tokens end a row: the model's own, these, or none.
+# Which tokens end a row: those of the model's config, these, or none.
 StopTokens = int | Sequence[int] | None | Literal["model"]
 
 
 def stop_tokens(
     model: nn.Module, eos_token_id: StopTokens = "model"
 ) -> list[int]:
-    """The ids that end a row, as a list.
+    """Return the ids that end a row.
 
     Parameters
     ----------
     model : nn.Module
     eos_token_id : int, sequence of int, None or "model"
-        ``"model"`` asks the model's own config.
+        ``"model"`` uses the ids in the model's config.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def stop_tokens(
 
 
 def _padding(model: nn.Module, pad_token_id: int | None) -> int:
-    """The id that fills a row: the one asked for, or the model's own."""
+    """The padding id: the given one, or that of the model's config."""
     if pad_token_id is not None:
         return pad_token_id
     config: Any = model.config
@@ -63,7 +63,7 @@ def _padding(model: nn.Module, pad_token_id: int | None) -> int:
 
 
 def position_limit(model: nn.Module) -> int:
-    """The longest sequence a model takes, in tokens."""
+    """Return the longest sequence that a model accepts, in tokens."""
     limit = model.config.max_position_embeddings  # type: ignore[union-attr]
     assert isinstance(limit, int)
     return limit
@@ -77,16 +77,16 @@ def next_token_probs(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> Tensor:
-    """Shape and cut the distribution over the next token.
+    """Apply temperature and truncation to the next-token distribution.
 
     Parameters
     ----------
     logits : Tensor, shape (batch, vocab)
     temperature : float
-        Divides the logits: below 1 sharper, above 1 flatter; 0 leaves only
-        the most likely token.
+        Divides the logits: values below 1 sharpen the distribution, values
+        above 1 flatten it, and 0 keeps only the most likely token.
     top_k : int
-        Keep the so many most likely tokens; 0 keeps all.
+        Keep this many of the most likely tokens; 0 keeps all.
     top_p : float
         Keep the smallest set of tokens whose probability reaches this
         (Holtzman et al., arXiv:1904.09751); 1 keeps all.
@@ -97,13 +97,13 @@ def next_token_probs(
     Returns
     -------
     Tensor of float32, shape (batch, vocab)
-        Probabilities that sum to 1. The cuts apply one after the other, in
-        the order above, each to what the last one left.
+        Probabilities that sum to 1. The truncations are applied one after
+        the other, in the order above.
 
     Raises
     ------
     ConfigError
-        For a value out of its range.
+        For a value that is out of range.
     """
     _check(temperature, top_k, top_p, min_p)
     logits = logits.float()
@@ -145,7 +145,7 @@ def _check(
 def penalise_repetition(
     logits: Tensor, seen: Tensor, penalty: float
 ) -> Tensor:
-    """Make tokens that are already there less likely.
+    """Make tokens that have already occurred less likely.
 
     Positive logits are divided by the penalty, negative ones multiplied
     (Keskar et al., arXiv:1909.05858), as in transformers.
@@ -201,19 +201,19 @@ def generate_tokens(
         The token or tokens that end a row. By default, those of the model's
         config; None never stops early.
     pad_token_id : int, optional
-        Fills a row behind its end; the model's own by default.
+        Fills a row after its end; by default, that of the model's config.
     attention_mask : Tensor, shape (batch, time), optional
         0 on padding.
     generator : torch.Generator, optional
-        Of the model's device; makes the draw repeatable.
+        On the model's device; makes sampling reproducible.
     use_cache : bool
-        Without, every step computes all positions anew: the same tokens,
-        slower.
+        If false, every step recomputes all positions, which gives the same
+        tokens but is slower.
 
     Returns
     -------
     Tensor of int64, shape (batch, time + new)
-        As long as the longest row needed.
+        As long as the longest row.
 
     Raises
     ------
@@ -293,7 +293,7 @@ def _hugging_face(
         attention_mask = torch.ones_like(input_ids)
     with torch.random.fork_rng(enabled=generator is not None):
         if generator is not None:
-            # It draws from the global generator: set by ours, then put back.
+            # It samples from the global generator, so seed that temporarily.
             torch.manual_seed(_draw_seed(generator))
         found = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
@@ -330,7 +330,7 @@ def stream_tokens(
     eos_token_id: StopTokens = "model",
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """Continue one prompt, token by token as they are drawn.
+    """Continue one prompt, yielding each token as it is sampled.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def stream_tokens(
     Yields
     ------
     int
-        The end token is not among them.
+        The id of the next token; the end token is not yielded.
     """
     _check(temperature, top_k, top_p, min_p)
     room = model.config.max_position_embeddings - input_ids.size(1)
@@ -373,7 +373,7 @@ def stream_tokens(
 def pad_left(
     rows: list[list[int]], pad_token_id: int, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Prompts of different lengths as one batch, ending together.
+    """Pad prompts of different lengths on the left, as one batch.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""One way to open a model folder, whatever it holds.
+"""Load models from any kind of model folder.
 
     from minimind_core.loading import load_model
     model, tokenizer = load_model("runs/sft")       # a run
@@ -6,12 +6,11 @@
     model, tokenizer = load_model("runs/lora")      # an adapter on its base
     model, tokenizer = load_model("runs/merged")    # an adapter, merged
 
-A run folder is a Hugging Face folder with more in it, so the two are read in
-the same way. An adapter is added to its base in memory, which gives the
-model that `merge_lora` would write. Where the adapter must stay apart, so
-that it can be switched off or trained on, `load_adapter` gives peft's model
-instead, and `load_hf_model` gives a folder as the class of transformers
-that it is stored for.
+A run folder is a Hugging Face folder with additional files, so the two are
+read in the same way. An adapter is merged into its base in memory, which gives
+the model that `merge_lora` would write. To keep the adapter separate, so that
+it can be switched off or trained further, `load_adapter` returns peft's model
+instead. `load_hf_model` returns the model as a class of transformers.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 SPARE_ROWS = 128
-"""Rows that an embedding may have beyond the tokens, as padding."""
+"""Number of unused rows that an embedding may have as padding."""
 
 
 def load_config(folder: str | Path) -> ModelConfig:
-    """The shape of the model in a folder.
+    """Read the config of the model in a folder.
 
     Raises
     ------
     CheckpointError
-        If the folder holds no model that can be read. The message says
-        what is there instead and what to do with it.
+        If the folder holds no model that can be read. The message says what
+        it holds instead and what to do about it.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -63,7 +62,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def _why_no_model(folder: Path) -> str:
-    """What a path is that is no model folder, and what to do with it."""
+    """Explain why a path is not a model folder, and what to do."""
     if folder.is_file():
         return (
             "a file, not a model folder; make one of a weights file with "
@@ -109,7 +108,7 @@ def load_model(
     Parameters
     ----------
     folder : path
-        An adapter is added to its base in memory; see `load_merged`.
+        An adapter is merged into its base in memory; see `load_merged`.
     device : str
 
     Returns
@@ -142,7 +141,7 @@ def check_tokenizer(
     *,
     spare_rows: bool = True,
 ) -> None:
-    """Refuse a tokenizer that does not fit the model's embedding.
+    """Raise an error if a tokenizer does not fit the model's embedding.
 
     Parameters
     ----------
@@ -154,8 +153,8 @@ def check_tokenizer(
         Whether the embedding may have any number of rows that no token
         uses. If not, `SPARE_ROWS` of them or 1% are allowed, because
         embeddings are often padded to a size that suits the hardware: for
-        example, Qwen3 has 151,936 rows for 151,669 tokens. More than that
-        says that the tokenizer belongs to another model.
+        example, Qwen3 has 151,936 rows for 151,669 tokens. More unused
+        rows suggest that the tokenizer belongs to another model.
 
     Raises
     ------
@@ -182,7 +181,7 @@ def check_tokenizer(
 
 @contextmanager
 def import_peft() -> Iterator[Any]:
-    """Import peft, and explain the one way in which that often fails."""
+    """Import peft, and explain the most common failure."""
     import peft
 
     try:
@@ -197,7 +196,7 @@ def import_peft() -> Iterator[Any]:
 
 
 def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
-    """An exported folder as a stock `Qwen3ForCausalLM`, in float32.
+    """Load an exported folder as a `Qwen3ForCausalLM` in float32.
 
     Raises
     ------
@@ -208,8 +207,8 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
     from transformers.utils import logging
 
     folder = Path(folder)
-    # Read strictly first: where a tensor is missing, transformers starts
-    # with a random one and only reports it.
+    # Read strictly first, because transformers replaces a missing tensor
+    # by a random one and only logs it.
     strict = MiniMind(load_config(folder))
     load_weights(strict, read_weights(folder), str(folder))
     shown = logging.is_progress_bar_enabled()
@@ -228,18 +227,18 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
 
 
 def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
-    """The folder of the model that an adapter belongs to.
+    """Return the folder of the base model that an adapter belongs to.
 
     Parameters
     ----------
     adapter : path
     base : path, optional
-        The folder, where it is known already.
+        The folder, if it is already known.
 
     Raises
     ------
     CheckpointError
-        If it is not where the adapter says.
+        If the base is not where the adapter's config says.
     """
     adapter = Path(adapter)
     path = adapter / ADAPTER_CONFIG
@@ -248,8 +247,8 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
     if base is not None:
         return Path(base)
     named = read_json(path).get("base_model_name_or_path") or ""
-    # Ours are named relative to the adapter; other tools take the folder
-    # from which they were started, or an absolute path.
+    # We store a path relative to the adapter; other tools store one relative
+    # to their working directory, or an absolute one.
     for found in (adapter / named, Path(named)):
         if named and (found / "config.json").exists():
             return found
@@ -266,7 +265,7 @@ def load_adapter(
     base: str | Path | None = None,
     device: str = "cpu",
 ) -> tuple[Any, PreTrainedTokenizerFast]:
-    """An adapter on its base, as a peft model.
+    """Load an adapter on its base, as a peft model.
 
     Returns
     -------
@@ -294,7 +293,7 @@ def load_adapter(
             raise CheckpointError(
                 f"{adapter}: damaged or cut short ({error})"
             ) from error
-    # Adapters of other tools may leave the tokenizer to the base.
+    # Adapters from other tools may come without a tokenizer.
     own = (adapter / "tokenizer.json").exists()
     tokenizer = load_tokenizer(adapter if own else folder)
     return model.to(device).eval(), tokenizer
@@ -306,7 +305,7 @@ def load_merged(
     base: str | Path | None = None,
     device: str = "cpu",
 ) -> tuple[MiniMind, PreTrainedTokenizerFast]:
-    """An adapter added to its base in memory, as a `MiniMind`.
+    """Load an adapter merged into its base, as a `MiniMind`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate of each step.
+"""Build the optimizer, and set the learning rate of each step.
 
     optimizer = build_optimizer(model, config)
     for step in range(config.steps):
@@ -24,20 +24,20 @@ from minimind_core.errors import ConfigError
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sort the trainable parameters by what they are.
+    """Group the trainable parameters by their role.
 
     Parameters
     ----------
     model : nn.Module
-        Any. Parameters with ``requires_grad=False`` are left out.
+        Parameters with ``requires_grad=False`` are left out.
 
     Returns
     -------
     dict
         ``matrices`` are the weights of hidden layers, which are decayed, and
         which Muon can update. ``embeddings`` are the embedding and the
-        output head. ``norms`` are the norms' weights, biases, and whatever
-        else is no matrix.
+        output head. ``norms`` are the norms' weights, biases, and all other
+        parameters that are not matrices.
     """
     embeddings: set[int] = set()
     for name, module in model.named_modules():
@@ -62,9 +62,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 class MuonAdamW(Optimizer):
     """Muon for some groups of parameters and AdamW for the others.
 
-    This is one optimizer, because a gradient scaler decides per optimizer
-    whether to skip a step: with two, an overflow could stop one half of the
-    model and let the other half move. Its ``state``, ``param_groups`` and
+    This is a single optimizer, because a gradient scaler decides per optimizer
+    whether to skip a step: with two, an overflow could skip the update of one
+    half of the model and not of the other. Its ``state``, ``param_groups`` and
     ``state_dict`` have the standard layout, so that schedulers, accelerate
     and distributed checkpoints can use it like any other.
 
@@ -85,14 +85,14 @@ class MuonAdamW(Optimizer):
         super().add_param_group(kind([param_group]).param_groups[0])
 
     def _parts(self) -> tuple[Optimizer, Optimizer]:
-        """Torch's own two optimizers, working on our groups and state.
+        """The two optimizers of torch, working on our groups and state.
 
-        They are not made in ``__init__``, because a copied or unpickled
-        optimizer is given its groups and state only.
+        They are not created in ``__init__``, because a copied or unpickled
+        optimizer receives only its groups and state.
         """
         parts = self.__dict__.get("_kept_parts")
         if parts is None:
-            # Each needs a parameter to be made with; it never updates it.
+            # An optimizer must be created with a parameter, which is not used.
             nothing = torch.zeros(1, 1)
             parts = Muon([nothing]), AdamW([nothing])
             self.__dict__["_kept_parts"] = parts
@@ -118,7 +118,7 @@ class MuonAdamW(Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimizer of a config, over the trainable parameters.
+    """Build the optimizer that a config asks for.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     ]
     if not groups:
         raise ConfigError(
-            "there is nothing to train: every parameter of the model is "
+            "the model has no trainable parameters: every parameter is "
             "frozen (requires_grad=False)"
         )
     optimizer = MuonAdamW(groups) if hybrid else AdamW(groups)
@@ -170,15 +170,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def learning_rate_scale(step: int, config: TrainConfig) -> float:
-    """What the peak learning rate is multiplied by in a step.
+    """Return the factor on the peak learning rate in a step.
 
     Parameters
     ----------
     step : int
         Counted from 0.
     config : TrainConfig
-        ``warmup_ratio`` is a share of ``steps``. The rate of the first step
-        is not zero.
+        ``warmup_ratio`` is a share of ``steps``. The first step already has
+        a rate above zero.
 
     Returns
     -------
@@ -199,20 +199,20 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
 def set_learning_rates(
     optimizer: Optimizer, scale: float
 ) -> dict[str, float]:
-    """Give each group its peak rate times `scale`.
+    """Set the learning rate of each group to its peak times `scale`.
 
     Parameters
     ----------
     optimizer : Optimizer
-        A group without ``initial_lr`` has its present rate as its peak.
+        For a group without ``initial_lr``, its current rate is the peak.
     scale : float
 
     Returns
     -------
     dict of str to float
-        The rates as the log names them: ``lr_matrices`` for the group of
-        that name, ``lr_0`` for the first of several that have none. A
-        single group without a name gives nothing.
+        The rates under their names in the log: ``lr_matrices`` for the group
+        of that name, ``lr_0`` for the first of several unnamed groups. Empty
+        for a single group without a name.
     """
     rates = {}
     for number, group in enumerate(optimizer.param_groups):
@@ -224,19 +224,19 @@ def set_learning_rates(
 
 
 def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Clip the gradients to a total norm.
+    """Clip the gradients to a total norm, and return their norm.
 
     Parameters
     ----------
     model : nn.Module
     max_norm : float
-        0 only measures.
+        0 measures the norm without clipping.
 
     Returns
     -------
     Tensor, shape ()
-        The norm of all gradients together before they were clipped. It is
-        not finite if one of them is not.
+        Total norm of the gradients before clipping. It is not finite if any
+        gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)

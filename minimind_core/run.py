@@ -1,4 +1,4 @@
-"""The folder that a training run fills, and what is read back from it.
+"""The folder of a training run: its metadata and its log.
 
     from minimind_core.run import open_folder, read_log, read_metadata
     folder = open_folder("runs/pretrain", resume=True)
@@ -9,8 +9,8 @@
 ``minimind.json`` describes a run: its stage, its data, and every setting it
 was trained with, so that ``minimind pretrain --config`` of that file repeats
 it. It is written when training begins and completed when it ends. Paths in it
-are relative to the run folder: a run and its data may be moved together, and
-may be used from any working directory.
+are relative to the run folder, so that a run and its data can be moved
+together and used from any working directory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Run:
-    """What a training call returns.
+    """The result of a training stage.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Run:
     path : Path
         The run folder.
     trained : bool
-        False if the run was finished before, so that nothing was trained.
+        False if the run had already finished, so that nothing was trained.
     """
 
     model: nn.Module
@@ -97,17 +97,17 @@ def column(
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that is about to be filled.
+    """A run folder that has been checked and can be written to.
 
     Attributes
     ----------
     path : Path
     checkpoint : Path or None
-        What to continue from.
+        The checkpoint to continue from.
     finished : bool
-        There is nothing left to do.
+        Whether the run has already finished.
     note : str
-        What a resumed run should be told; empty if nothing.
+        Message for the user of a resumed run; may be empty.
     """
 
     path: Path
@@ -116,9 +116,9 @@ class RunFolder:
     note: str = ""
 
     def begin(self, metadata: Mapping[str, Any]) -> None:
-        """Make the folder, and describe the run that will be in it.
+        """Create the folder and write the metadata of the run.
 
-        What an earlier attempt has left is removed, unless there is a
+        The files of an earlier attempt are removed, unless there is a
         checkpoint to continue from.
 
         Parameters
@@ -141,22 +141,22 @@ class RunFolder:
 def open_folder(
     out: str | Path, *, resume: bool, steps: int | None = None
 ) -> RunFolder:
-    """Look at where a run is to go; nothing is written yet.
+    """Check the folder of a run, without writing anything yet.
 
     Parameters
     ----------
     out : path
     resume : bool
-        Continue what is there. Without, `out` must be new.
+        Continue the run in `out`. If false, `out` must be new.
     steps : int, optional
-        Of the whole run. A finished run that had fewer is continued from
-        its last checkpoint.
+        Steps of the whole run. A finished run with fewer steps is continued
+        from its last checkpoint.
 
     Raises
     ------
     OutputError
-        If `out` has something in it that is not to be resumed, or a
-        finished run that is to get more steps has no checkpoint.
+        If `out` is not empty and not a run to resume, or if a finished run
+        should get more steps but has no checkpoint.
     """
     path = Path(out)
     if not resume:
@@ -184,8 +184,8 @@ def open_folder(
         note = f"resuming {path} from {saved[-1].name}"
         return RunFolder(path, checkpoint=saved[-1], note=note)
     known = {LOG_FILE, CHECKPOINTS, RUN_FILE}
-    # With a log or a description in it, it is a run that was killed before
-    # its first save, or in its last: whatever else is there was this run's.
+    # A folder with a log or metadata is a run that was killed before its
+    # first save or during its last, so all of its files belong to the run.
     started = any((path / name).exists() for name in (LOG_FILE, RUN_FILE))
     if path.exists() and not started:
         strange = [
@@ -199,24 +199,23 @@ def open_folder(
                 f"{path}: not an unfinished run (it holds {strange[0]}); "
                 "name another folder"
             )
-    return RunFolder(path, note=f"{path}: no checkpoint, starting afresh")
+    return RunFolder(path, note=f"{path}: no checkpoint, starting over")
 
 
-# --- the description of a run ----------------------------------------------
+# --- metadata --------------------------------------------------------------
 
 
 def write_metadata(
     folder: str | Path, values: Mapping[str, Any], *, finished: bool = True
 ) -> None:
-    """Write ``minimind.json``: what is in a folder, and how it was made.
+    """Write ``minimind.json``, the metadata of a run or model folder.
 
     Parameters
     ----------
     folder : path
         An existing folder.
     values : mapping
-        ``stage``, ``data`` and whatever else should be known later. The
-        paths in ``data``, ``base`` and ``tokenizer`` are written relative
+        ``stage``, ``data`` and any other metadata. The paths in ``data``, ``base`` and ``tokenizer`` are written relative
         to `folder`.
     finished : bool
         False while the run is being trained.
@@ -239,27 +238,27 @@ def write_metadata(
 
 
 def portable(values: Mapping[str, Any], folder: Path) -> Record:
-    """Metadata whose paths are relative to a folder, not to this process."""
+    """Return metadata with its paths relative to a folder."""
     home = folder.resolve()
 
     def from_here(name: str) -> str:
         target = Path(name).resolve()
         try:
             return Path(os.path.relpath(target, home)).as_posix()
-        except ValueError:  # another drive of Windows
+        except ValueError:  # another drive on Windows
             return target.as_posix()
 
     return _moved(values, from_here)
 
 
 def read_metadata(run: str | Path) -> Record:
-    """What ``minimind.json`` says of a folder.
+    """Read the metadata in a folder's ``minimind.json``.
 
     Returns
     -------
     dict
         Its paths are absolute, wherever the folder is now. Empty if there
-        is no such file: the folder is not one of this package's.
+        is no such file, which means that another program made the folder.
 
     Raises
     ------
@@ -298,17 +297,17 @@ def is_finished(run: str | Path) -> bool:
 
 
 def training_data(metadata: Mapping[str, Any]) -> list[list[str]]:
-    """What a model was trained on, in its stages and those before them.
+    """Return the data of a model's training, stage by stage.
 
     Parameters
     ----------
     metadata : dict
-        Of a run, as `read_metadata` gives it.
+        Metadata of a run, from `read_metadata`.
 
     Returns
     -------
     list of list of str
-        For each stage what its ``--data`` was.
+        The ``--data`` of each stage, earlier stages included.
     """
     found = [
         *metadata.get("trained_on", []),
@@ -318,9 +317,9 @@ def training_data(metadata: Mapping[str, Any]) -> list[list[str]]:
 
 
 def read_log(run: str | Path) -> list[Record]:
-    """The records of a run's ``log.jsonl``.
+    """Read the records of a run's ``log.jsonl``.
 
-    A last line that a killed process left unfinished is passed over.
+    A last line that a killed process left incomplete is skipped.
     """
     path = Path(run) / LOG_FILE
     if not path.exists():

@@ -177,6 +177,6 @@ def test_building_tells_what_is_encoded(tokenizer):
     ids, labels = encode_conversation(tokenizer, TWO)
     text = "".join(segment.text for segment in segments)
     assert text == tokenizer.decode(ids)
-    said = "".join(s.text for s in segments if s.learnt)
+    said = "".join(s.text for s in segments if s.supervised)
     assert said == learnt(tokenizer, labels)
     assert {s.kind for s in segments} == {"token", "template", "given"}

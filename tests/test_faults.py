@@ -83,7 +83,7 @@ REPLY = {"role": "assistant", "content": "Good day."}
 
 # Name, bytes, what is said of it.
 BAD_TEXT = {
-    "empty.txt": (b"", ("empty.txt", "empty, nothing to learn")),
+    "empty.txt": (b"", ("empty.txt", "empty, no records")),
     "blank.txt": (b"\n \n\n", ("blank.txt", "empty")),
     "empty.jsonl": (b"", ("empty.jsonl", "empty")),
     "latin.txt": ("fine\nna\u00efve\n".encode("latin-1"),
@@ -171,7 +171,7 @@ BAD_CHAT = {
               ).encode(),
         ("content.jsonl, line 2, message 2", "content must be text")),
     "silent.jsonl": (lines({"conversations": [TURN]}).encode(),
-                     ("silent.jsonl, line 1", "assistant says nothing")),
+                     ("silent.jsonl, line 1", "no assistant message")),
     "nobody.jsonl": (lines({"conversations": []}).encode(),
                      ("nobody.jsonl, line 1", "non-empty list")),
     "tools.jsonl": (

@@ -214,7 +214,7 @@ def test_the_reason_is_one_sentence_about_this_device(facts, dtype):
 
 @pytest.mark.parametrize("dtype", ["float8", "fp64", "", "Float16", "int8"])
 def test_an_unknown_dtype(dtype):
-    with pytest.raises(PrecisionError, match="there is auto, float32"):
+    with pytest.raises(PrecisionError, match="expected auto, float32"):
         resolve("auto", dtype, facts=NEW_CPU)
 
 

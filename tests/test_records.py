@@ -48,7 +48,7 @@ def test_messages_are_conversations():
          "conversations", "human -> user, gpt -> assistant"),
         ({"messages": TALK, "tools": [{"name": "sum"}]}, "conversations",
          "put it into the first message"),
-        ({"messages": TALK[:1]}, "conversations", "says nothing to learn"),
+        ({"messages": TALK[:1]}, "conversations", "no assistant message"),
     ],
 )  # fmt: skip
 def test_other_formats_are_told_the_way(record, kind, said):

@@ -4,8 +4,9 @@
     source = open_source("microworld", "text")
     stream = Rows(source, document_encoder(tokenizer), seq_len=128)
 
-There are three independent steps. A *source* returns records by index (`sources`), an *encoder* turns records into token ids and
-labels (`encoding`), and `Rows` arranges those in rows (`packing`).
+There are three independent steps. A *source* returns records by index
+(`sources`), an *encoder* turns records into token ids and labels
+(`encoding`), and `Rows` arranges those in rows (`packing`).
 """
 
 from minimind_core.data.encoding import (

@@ -128,7 +128,9 @@ def save_records(
         If `out` exists or cannot be written.
     """
     if kind not in KINDS:
-        raise DataError(f"unknown kind {kind!r}; expected {' or '.join(KINDS)}")
+        raise DataError(
+            f"unknown kind {kind!r}; expected {' or '.join(KINDS)}"
+        )
     out = Path(out)
     require_new(out)
     count = 0
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m minimind_core.data.corpora",
         description="Save part of a published data set as .jsonl.",
     )
-    parser.add_argument("name", help="a data set on the Hugging Face hub, or a path")
+    parser.add_argument("name", help="hub name, or a path")
     parser.add_argument("--file", help="only this file of the data set")
     parser.add_argument("--split", default="train")
     parser.add_argument("--kind", default="text", choices=KINDS)

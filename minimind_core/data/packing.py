@@ -528,8 +528,8 @@ def collate(
         padded = [one + [value] * (time - len(one)) for one in lists]
         tensor = torch.tensor(padded)
         if torch.device(device).type == "cuda":
-            # From pinned memory the copy is asynchronous, and torch keeps that
-            # memory alive until it is done. From other memory, an
+            # From pinned memory the copy is asynchronous, and torch keeps
+            # that memory alive until it is done. From other memory, an
             # asynchronous copy could happen after the tensor was freed.
             return tensor.pin_memory().to(device, non_blocking=True)
         return tensor.to(device)

@@ -35,7 +35,7 @@ def is_jsonl(path: Path) -> bool:
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    """Return the error for text that is not UTF-8, with the first bad byte."""
+    """Return the error for non-UTF-8 text, with the first bad byte."""
     byte = error.object[error.start]
     utf16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
     origin = "-f utf-16 " if utf16 else ""
