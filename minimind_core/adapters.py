@@ -1,11 +1,11 @@
-"""LoRA through peft: adapters in files that other tools read.
+"""LoRA through peft, with adapter files that other tools can read.
 
     from minimind_core import merge_lora, train_lora
     train_lora("runs/hf", "runs/lora")         # on an exported folder
     merge_lora("runs/lora", "runs/merged")     # a plain model again
 
-What is trained, and how, is the recipe `minimind_core.recipes.train_lora`.
-Here an adapter is put on a model, written, and added to its base.
+The training itself is the recipe `minimind_core.recipes.train_lora`. This
+module adds an adapter to a model, saves it, and merges it into its base.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def check_targets(
     targets: str | Sequence[str], shape: ModelConfig
 ) -> None:
-    """Refuse layers that do not exist or must not be adapted.
+    """Raise an error for layers that do not exist or must not be adapted.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def check_targets(
     refuse_tied(targets, shape)
     if unknown := sorted(set(targets) - {*ALL_LINEAR, *TIED}):
         raise ConfigError(
-            f"no layer is named {', '.join(unknown)}; there is "
+            f"no layer is named {', '.join(unknown)}; expected some of "
             f"{', '.join(ALL_LINEAR)}"
         )
 
@@ -71,7 +71,7 @@ def add_adapter(
     use_rslora: bool = False,
     use_dora: bool = False,
 ) -> Any:
-    """A stock model with a new adapter on it.
+    """Load a model of transformers and add a new adapter to it.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def add_adapter(
     Raises
     ------
     CheckpointError
-        If the folder holds no sound model.
+        If the folder holds no complete, undamaged model.
     """
     with import_peft() as peft:
         adapter = peft.LoraConfig(
@@ -119,12 +119,12 @@ def save_adapter(
     model : peft.PeftModel
     tok : PreTrainedTokenizerFast
     base : Path
-        The folder of its base. It is named relative to `out`, so that both
-        can be moved together.
+        The folder of its base. Its path is stored relative to `out`, so that
+        both can be moved together.
     out : Path
         An existing folder.
     metadata : mapping, optional
-        Of the run, for the model card.
+        Metadata of the run, for the model card.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def save_adapter(
     described["base_model_name_or_path"] = nearby
     write_json(path, described)
     with writing(out):
-        # In place of peft's own card, which is a form to be filled in.
+        # This replaces peft's own card, which is an empty template.
         write_card(
             out, out.name, load_config(base), metadata or {}, base=nearby
         )
@@ -154,7 +154,7 @@ def merge_lora(
     *,
     base: str | Path | None = None,
 ) -> Path:
-    """Add an adapter to its base: a plain model that needs no peft.
+    """Merge an adapter into its base, giving a model that needs no peft.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def merge_lora(
     out : path
         The new Hugging Face folder.
     base : path, optional
-        The base's folder, where it is not where the adapter says.
+        The base's folder, if it is not where the adapter's config says.
 
     Returns
     -------

@@ -43,8 +43,8 @@ from minimind_core.precision import (
 )
 from minimind_core.version import __version__
 
-# What makes the time of a step. The names are the same in `ModelConfig` and
-# in the config of a Hugging Face model.
+# The fields that determine the time of a step. `ModelConfig` and the configs
+# of Hugging Face models use the same names.
 SHAPE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "intermediate_size",
@@ -143,9 +143,9 @@ def choose_precision(
     """Choose the number format in which to train a model.
 
     As `precision.resolve`, with a measurement where it matters: on a CPU
-    that has bfloat16, if no dtype was named. What was measured before on
+    that has bfloat16, if no dtype was named. An earlier measurement on
     this processor, with this version of torch, this number of threads and a
-    model of this shape is read from the cache instead.
+    model of this shape is read from the cache.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def choose_precision(
     Returns
     -------
     Precision
-        Its reason gives both figures. A model whose config lacks the fields
+        Its reason states both speeds. A model whose config lacks the fields
         gets float32.
 
     Raises
@@ -193,7 +193,7 @@ def step_timings(
     optimizer: str = "adamw",
     facts: DeviceFacts,
 ) -> StepTimings | None:
-    """What `measure_step` finds, from the cache if it is there.
+    """Return `measure_step`'s result, from the cache if possible.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def step_timings(
 
 
 def shape_of(model: nn.Module | ModelConfig) -> ModelConfig | None:
-    """The shape of a model, as far as it decides the time of a step.
+    """Return the shape of a model, as far as it affects the step time.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def _clock() -> Callable[[], float]:
 
 
 def _timings(kept: Mapping[str, Any]) -> StepTimings | None:
-    """Remembered timings, or None if they make no sense."""
+    """Timings from the cache, or None if they are invalid."""
     try:
         timings = StepTimings(
             float(kept["float32"]), float(kept["bfloat16"]),

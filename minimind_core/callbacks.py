@@ -1,4 +1,4 @@
-"""Code of your own at fixed places of a training run.
+"""Callbacks: your own code at fixed points of a training run.
 
     from minimind_core.callbacks import Callback, EarlyStopping
 
@@ -9,9 +9,9 @@
 
     Trainer(model, stream, config, callbacks=[Norms(), EarlyStopping()])
 
-What a callback puts into the record joins the log. A callback ends the run
-with ``trainer.stop("the reason")``; the result is saved as at the end of a
-complete run.
+Values that a callback adds to the record appear in the log. A callback can
+end the run with ``trainer.stop("the reason")``; the result is saved as at the
+end of a complete run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minimind_core.run import Record
 
 
 class Training(Protocol):
-    """What a callback sees of the `Trainer` that calls it."""
+    """The part of the `Trainer` that callbacks may rely on."""
 
     model: nn.Module
     config: TrainConfig
@@ -40,32 +40,32 @@ class Training(Protocol):
 
 
 class Callback:
-    """Base class; each method does nothing until you write your own.
+    """Base class of callbacks; every method does nothing by default.
 
     Under torchrun every process calls every method, with the same records.
     """
 
     def on_train_begin(self, trainer: Training) -> None:
-        """Before the first step, and before the first after resuming."""
+        """Called before the first step, also after resuming."""
 
     def on_step_end(self, trainer: Training, record: Record) -> None:
-        """After each optimizer step, before it is validated or logged."""
+        """Called after each optimizer step, before validation and logging."""
 
     def on_validation_end(self, trainer: Training, record: Record) -> None:
-        """After each validation; the record holds what it found."""
+        """Called after each validation, with its results in the record."""
 
     def on_save(self, trainer: Training, folder: Path) -> None:
-        """After a checkpoint has been written to `folder`."""
+        """Called after a checkpoint has been written to `folder`."""
 
     def on_train_end(self, trainer: Training) -> None:
-        """After the last step, before the result is written."""
+        """Called after the last step, before the result is written."""
 
     def state_dict(self) -> Record:
-        """What a resumed run must be told, ready for JSON."""
+        """Return the state that a resumed run needs, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Record) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
 
 
 class EarlyStopping(Callback):
@@ -74,11 +74,11 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     metric : str
-        A quantity that validation puts into the log.
+        A quantity that validation logs.
     patience : int
-        After how many validations in a row without an improvement.
+        Number of validations without improvement before the run ends.
     min_delta : float
-        What counts as one.
+        Smallest change that counts as an improvement.
     mode : {"min", "max"}
         Whether smaller or larger is better.
 
@@ -87,13 +87,13 @@ class EarlyStopping(Callback):
     best : float
         The best value so far.
     best_step : int
-        The step it was found at.
+        The step at which it was reached.
 
     Raises
     ------
     ConfigError
-        For a mode or patience that makes no sense; during training, if
-        validation does not give the quantity.
+        For an invalid mode or patience; during training, if validation does
+        not log the quantity.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class EarlyStopping(Callback):
         self.best_step = self.waited = 0
 
     def on_validation_end(self, trainer: Training, record: Record) -> None:
-        """Compare with the best so far."""
+        """Compare the metric with the best value so far."""
         value = record.get(self.metric)
         if value is None:
             numbers = [n for n, v in record.items() if isinstance(v, float)]
@@ -123,7 +123,7 @@ class EarlyStopping(Callback):
                 f"did not give; the record has {', '.join(numbers)}"
             )
         gain = self.best - value if self.mode == "min" else value - self.best
-        # A value that is not a number is no improvement.
+        # NaN is never an improvement.
         if gain > self.min_delta:
             self.best, self.best_step, self.waited = value, trainer.step, 0
             return
@@ -136,7 +136,7 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> Record:
-        """The best value and how long ago it was."""
+        """Return the best value and the validations since."""
         found = self.best_step > 0
         return {
             "best": self.best if found else None,
@@ -145,7 +145,7 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: Record) -> None:
-        """Continue to compare."""
+        """Restore the best value."""
         if state["best"] is not None:
             self.best = state["best"]
         self.best_step, self.waited = state["best_step"], state["waited"]

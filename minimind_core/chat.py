@@ -22,10 +22,10 @@ finding out are used here:
    conversation.
 2. Otherwise the conversation is rendered again with unique tags around
    the messages of the user, the system and the tools. If removing the tags
-   gives the first rendering, they show where each of these messages lies in it. A turn
-   begins where the rendering stops following the prompt, which is the
-   rendering of the messages so far with a generation prompt. It ends before
-   the header of the next message.
+   gives the first rendering, they show where each of these messages lies in
+   it. A turn begins where the rendering stops following the prompt, which is
+   the rendering of the messages so far with a generation prompt. It ends
+   before the header of the next message.
 
 Both work for templates that render earlier turns differently as the
 conversation goes on, as Qwen3's does when it removes earlier reasoning. If a

@@ -47,7 +47,8 @@ NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
 RUN_FORMAT = 1
 """The layout of run folders and checkpoints, written into both as
-``format``. It is raised when code for the old layout would misread the new one."""
+``format``. It increases when code for the old layout would misread the
+new one."""
 
 
 def check_format(values: Mapping[str, Any], where: str | Path) -> None:

@@ -5,11 +5,11 @@
     minimind pretrain --set model.num_hidden_layers=4 --out runs/deeper
     minimind pretrain --config runs/deeper/minimind.json --out runs/again
 
-Each subcommand calls one public function and ends by saying what it wrote
-and what to type next. Every setting of a model and of its training can be
-changed with ``--set`` or in a file; the common ones have options of their
-own. An input that cannot be used is one message on standard error and exit
-status 2.
+Each subcommand calls one public function, and finally prints what it wrote
+and a command to try next. Every setting of a model and of its training can be
+changed with ``--set`` or in a file; the common ones also have their own
+options. Invalid input leads to one message on standard error and exit status
+2.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from minimind_core.threads import set_wait_policy
 
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# As in `config`, which is not imported for the sake of a help text.
+# As in `config`, which is not imported just for a help text.
 PRESET_NAMES = ("tiny", "small", "base")
 OPTIMIZER_NAMES = ("muon", "adamw")
 
-# Nothing heavy is imported above: --help answers at once. Each command
-# imports what it runs.
+# Nothing heavy is imported above, so that --help is fast. Each command
+# imports what it needs.
 
 
 def say(*lines: str) -> None:
-    """Print, but from one process only where torchrun started several."""
+    """Print, from the main process only."""
     if os.environ.get("RANK", "0") == "0":
         print(*lines, sep="\n")
 
@@ -82,7 +82,7 @@ def tokenizer(options: Namespace) -> None:
 
 
 def _arguments(options: Namespace, stage: str) -> dict[str, Any]:
-    """What a stage is called with: the file, then the options."""
+    """Collect a stage's arguments, from the file and the options."""
     from minimind_core.settings import (
         ARGUMENTS,
         SHAPE_OF_BASE,
@@ -151,7 +151,7 @@ def sft(options: Namespace) -> None:
 
 
 def export(options: Namespace) -> None:
-    """Write a model as a Hugging Face package."""
+    """Export a model in the Hugging Face format."""
     from minimind_core.export import export_hf
 
     export_hf(
@@ -177,7 +177,7 @@ def lora(options: Namespace) -> None:
 
 
 def merge(options: Namespace) -> None:
-    """Add an adapter to its base."""
+    """Merge an adapter into its base."""
     from minimind_core.adapters import merge_lora
 
     merge_lora(options.adapter, options.out, base=options.base)
@@ -198,7 +198,7 @@ def chat(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    """Measure a model on data it was not trained on."""
+    """Evaluate a model on data it was not trained on."""
     from minimind_core.evaluation import describe
     from minimind_core.evaluation import evaluate as run
 
@@ -224,7 +224,7 @@ def evaluate(options: Namespace) -> None:
 
 
 def import_(options: Namespace) -> None:
-    """Make a run folder of a model from elsewhere."""
+    """Import a third-party model as a run folder."""
     from minimind_core.export import import_checkpoint
 
     import_checkpoint(
@@ -239,7 +239,7 @@ def import_(options: Namespace) -> None:
 
 
 def doctor(options: Namespace) -> None:
-    """Say what this machine can do."""
+    """Report what this machine can do."""
     from minimind_core.system import doctor as run
 
     say(run(options.device, options.dtype).text)
@@ -263,7 +263,7 @@ def _finished(run: Any, following: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line.
+    """Build the parser of the whole command line.
 
     Returns
     -------
@@ -315,10 +315,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")
     _data(sub, MICROWORLD)
     sub.add_argument("--chat", nargs="+", metavar="FILE",
-                     help="conversations to learn from too")  # fmt: skip
+                     help="conversations to train on, too")  # fmt: skip
     sub.add_argument(
         "--vocab-size", type=_count, metavar="N",
-        help="the largest number of tokens; the preset's if not given",
+        help="maximum number of tokens (the preset's)",
     )  # fmt: skip
     _preset(sub, "tiny")
     _out(sub)
@@ -347,9 +347,9 @@ def build_parser() -> argparse.ArgumentParser:
     _out(sub)
     sub.add_argument("--format", default="safetensors",
                      choices=("safetensors", "bin"),
-                     help="bin is the older pytorch_model.bin")  # fmt: skip
+                     help="bin: the older pytorch_model.bin")  # fmt: skip
     sub.add_argument("--weights-dtype", default="float32",
-                     choices=DTYPES[1:], help="what is stored")  # fmt: skip
+                     choices=DTYPES[1:], help="of the weights")  # fmt: skip
 
     sub = command("lora", lora, "runs/hf --out runs/lora")
     sub.add_argument("base", nargs="?", help="an exported folder")
@@ -360,7 +360,7 @@ def build_parser() -> argparse.ArgumentParser:
                      help="updates are times alpha/rank (16)")  # fmt: skip
     sub.add_argument(
         "--targets", metavar="NAMES",
-        help="layers to adapt, with commas: q_proj,v_proj (all-linear)",
+        help="layers to adapt, such as q_proj,v_proj (all-linear)",
     )  # fmt: skip
     sub.add_argument("--dropout", type=float, metavar="X",
                      help="on the input of each adapter (0)")  # fmt: skip
@@ -373,14 +373,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("merge", merge, "runs/lora --out runs/merged")
     sub.add_argument("adapter", help="the adapter's folder")
     sub.add_argument("--base", metavar="DIR",
-                     help="its base, if that was moved")  # fmt: skip
+                     help="its base, if it was moved")  # fmt: skip
     _out(sub)
 
     sub = command("chat", chat, 'runs/merged --prompt "Who are you?"')
     sub.add_argument("run", help="a run, a package or an adapter")
-    sub.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    sub.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
-                     help="0 takes the likeliest token")  # fmt: skip
+                     help="0: always the likeliest token")  # fmt: skip
     sub.add_argument("--top-k", type=int, default=0, metavar="N",
                      help="draw from the N likeliest; 0: all")  # fmt: skip
     sub.add_argument("--top-p", type=float, default=1.0, metavar="X",
@@ -396,10 +396,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("eval", evaluate, "runs/chat --json")
     sub.add_argument("run", help="a run, a package or an adapter")
     sub.add_argument("--data", nargs="+", metavar="DATA",
-                     help="what to measure on; the run's own")  # fmt: skip
+                     help="data to evaluate on (the run's)")  # fmt: skip
     sub.add_argument(
         "--all", action="store_true",
-        help="all records of --data, those trained on included",
+        help="all records of --data, including training data",
     )  # fmt: skip
     sub.add_argument(
         "--documents", type=_count, metavar="N",
@@ -422,10 +422,10 @@ def build_parser() -> argparse.ArgumentParser:
                   "minimind/model --out runs/upstream")  # fmt: skip
     sub.add_argument("source", help="a .pth of MiniMind's, or a package")
     sub.add_argument("--tokenizer", metavar="DIR",
-                     help="where it is not beside the weights")  # fmt: skip
+                     help="if it is not beside the weights")  # fmt: skip
     sub.add_argument(
         "--rope-theta", type=float, metavar="X",
-        help="rotary base, where no config.json beside the file says it",
+        help="rotary base, if no config.json beside the file has it",
     )  # fmt: skip
     sub.add_argument("--rms-norm-eps", type=float, metavar="X",
                      help="epsilon of the norms, likewise")  # fmt: skip
@@ -446,15 +446,15 @@ Parser = argparse.ArgumentParser
 def _count(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
 def _seed_number(text: str) -> int:
-    # More bits than these torch does not take.
+    # torch accepts no larger seed.
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no whole number from 0 to 2^63 - 1"
+            f"{text!r} is not a whole number from 0 to 2^63 - 1"
         )
     return int(text)
 
@@ -485,7 +485,7 @@ def _training(
     _device(parser, None)
     parser.add_argument(
         "--seed", type=_seed_number, metavar="N",
-        help="of the initial weights and the order of the data",
+        help="seed of the initial weights and the order of the data",
     )  # fmt: skip
     _resume(parser)
 
@@ -528,14 +528,14 @@ def _device(
 
 def _seed(parser: Parser) -> None:
     parser.add_argument("--seed", type=_seed_number, default=0, metavar="N",
-                        help="of everything that is drawn (0)")  # fmt: skip
+                        help="seed of all random choices (0)")  # fmt: skip
 
 
 def _resume(parser: Parser) -> None:
     parser.add_argument(
         "--resume", action="store_true",
-        help="continue from the last checkpoint in --out, with the settings "
-        "it has; with more --steps a finished run is continued too",
+        help="continue from the last checkpoint in --out, with its settings; "
+        "with more --steps a finished run is continued, too",
     )  # fmt: skip
 
 
@@ -562,8 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 2 for an input that cannot be used, 130 when
-        interrupted.
+        0 on success, 2 for invalid input, 130 when interrupted.
     """
     set_wait_policy()  # works only as long as torch is not imported
     parser = build_parser()
@@ -572,11 +571,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     for stream in (sys.stdout, sys.stderr):
-        # A console without Chinese shows a question mark, and goes on.
+        # A console without Chinese shows question marks instead.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     with warnings.catch_warnings():
-        # Those are for whoever writes libraries.
+        # These warnings are meant for developers of libraries.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.showwarning = _show_warning
         return _run(options)
@@ -599,8 +598,8 @@ def _run(options: Namespace) -> int:
         print(f"\ninterrupted{hint * resumable}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader, `head` for one, has seen enough. Python's own last
-        # flush must not complain.
+        # The reading end, such as `head`, has closed the pipe. Keep
+        # Python's final flush from raising an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -616,7 +615,7 @@ def _run(options: Namespace) -> int:
 
 
 def _smaller(options: Namespace) -> str:
-    """What this command has to get along with less memory."""
+    """Advice on running this command with less memory."""
     if hasattr(options, "micro_batch_size"):
         return "lower --micro-batch-size or --seq-len"
     if hasattr(options, "preset"):
@@ -636,5 +635,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """One line, without the place in the code it came from."""
+    """Show a warning in one line, without its location in the code."""
     print(f"warning: {message}", file=file or sys.stderr)

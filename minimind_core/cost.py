@@ -1,12 +1,12 @@
-"""What a training run costs, before it starts: operations, hours, memory.
+"""Estimate the FLOPs, hours, price and memory of a training run.
 
     from minimind_core.cost import DEVICES, estimate
     model = get_preset("base").model
     estimate(model, tokens=2e9, seq_len=512, device=DEVICES["T4"],
              utilization=0.3, price_per_hour=0.4).hours
 
-Everything here is counted, and nothing is measured. `book.scaling` measures
-this machine, so that the counting can be checked.
+Everything here is computed and nothing is measured. `book.scaling` measures
+this machine, so that the estimates can be checked.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from minimind_core.errors import ConfigError
 
 
 def training_flops(model: ModelConfig, rows: int, seq_len: int) -> int:
-    """Operations of one forward and backward pass, matrix products only.
+    """Count the FLOPs of a forward and backward pass (matrix products only).
 
-    A product of (n, k) and (k, m) is n k m multiplications and as many
-    additions. The backward pass has two products for each of the forward
-    one. Attention counts in full, as if nothing were masked, which is how
-    PyTorch's own counter counts it; the last position of a row predicts
-    nothing, so it does not meet the output head.
+    A product of (n, k) and (k, m) takes n k m multiplications and as many
+    additions. The backward pass has two products for each one of the
+    forward pass. Attention counts in full, as if nothing were masked, which
+    is how PyTorch's own counter counts it; the last position of a row
+    predicts nothing, so it does not meet the output head.
 
     Parameters
     ----------
@@ -50,16 +50,16 @@ def training_flops(model: ModelConfig, rows: int, seq_len: int) -> int:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Operations of training, for each token of a row of this length.
+    """Count the training FLOPs per token, for rows of this length.
 
-    Six for each weight of a matrix, and a part for attention that grows
-    with the length (Kaplan et al., arXiv:2001.08361, have the same terms).
+    Six per weight of a matrix, plus a term for attention that grows with the
+    length (Kaplan et al., arXiv:2001.08361, have the same terms).
     """
     return training_flops(model, 1, seq_len) / seq_len
 
 
 def tokens_of(config: TrainConfig) -> int:
-    """Most tokens that a run sees: its rows, all full."""
+    """Return the number of tokens of a run if all rows are full."""
     return config.steps * config.batch_size * config.seq_len
 
 
@@ -67,18 +67,18 @@ def tokens_of(config: TrainConfig) -> int:
 
 
 class Device(NamedTuple):
-    """What a vendor says of a device.
+    """A device, with figures from its vendor.
 
     Attributes
     ----------
     name : str
     peak : float
-        Operations a second of dense matrix products in `dtype`, with sums
-        in float32.
+        Peak FLOPs per second of dense matrix products in `dtype`, with
+        accumulation in float32.
     memory : float
         In bytes (a vendor's GB is 1e9).
     dtype : str
-        The half precision that its matrix units take and training uses.
+        The half-precision dtype that training uses on it.
     """
 
     name: str
@@ -105,17 +105,17 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `estimate` found.
+    """The result of `estimate`.
 
     Attributes
     ----------
     parameters : int
     flops : float
-        Of the whole run.
+        FLOPs of the whole run.
     hours : float
-        By the clock.
+        Wall-clock time.
     price : float
-        In the currency that the price per hour was in.
+        In the currency of the price per hour.
     """
 
     parameters: int
@@ -134,28 +134,28 @@ def estimate(
     price_per_hour: float = 0.0,
     devices: int = 1,
 ) -> Estimate:
-    """How long a run takes and what it costs.
+    """Estimate how long a run takes and what it costs.
 
     Parameters
     ----------
     model : ModelConfig
     tokens : float
-        That are trained on, epochs included.
+        Number of training tokens over all epochs.
     seq_len : int
         Of a row.
     device : Device
     utilization : float
-        Share of the peak that is reached, above 0 and at most 1. Nobody
-        knows it before measuring; see `book.scaling.time_training`.
+        Share of the peak that is reached (MFU), above 0 and at most 1. It has
+        to be measured; see `book.scaling.time_training`.
     price_per_hour : float
-        Of one device, in any currency.
+        Price of one device, in any currency.
     devices : int
-        Working side by side, as if that cost nothing.
+        Number of devices; their communication is not counted.
 
     Raises
     ------
     ConfigError
-        For a utilization that is no share, or no device at all.
+        If `utilization` or `devices` is out of range.
     """
     if not 0 < utilization <= 1:
         raise ConfigError(
@@ -176,7 +176,7 @@ def estimate(
 def training_memory(
     model: ModelConfig, config: TrainConfig
 ) -> dict[str, int]:
-    """Memory of training in float32, in bytes, by what it is for.
+    """Estimate the memory of training in float32, in bytes, by purpose.
 
     Parameters
     ----------
@@ -187,13 +187,12 @@ def training_memory(
     Returns
     -------
     dict of str to int
-        ``weights``, ``gradients``, ``optimizer`` (two numbers a weight for
-        AdamW, one for a matrix under Muon) and ``activations``: what the
-        forward pass keeps for the backward one, on a processor, counted
-        tensor by tensor. Autocast makes a part of them half as large and
-        keeps a copy of each weight in two bytes; the kernels of a GPU keep
-        other tensors. While it works, training needs some more; see
-        `passing_memory`.
+        ``weights``, ``gradients``, ``optimizer`` (two numbers per weight for
+        AdamW, one per weight of a matrix under Muon) and ``activations``:
+        the tensors that the forward pass keeps for the backward pass on a
+        CPU. Autocast halves some of them and keeps a copy of each weight in
+        two bytes; the kernels of a GPU keep other tensors. Training needs
+        some temporary memory in addition; see `passing_memory`.
     """
     parts = model.parameters_by_part()
     total = model.num_parameters()
@@ -209,7 +208,7 @@ def training_memory(
 
 
 def _kept(model: ModelConfig, rows: int, seq_len: int) -> int:
-    """Bytes of the tensors that a forward pass keeps."""
+    """Bytes of the activations that a forward pass keeps."""
     h, f = model.hidden_size, model.ffn_width
     heads, shared = model.num_attention_heads, model.num_key_value_heads
     q, kv = heads * model.head_width, shared * model.head_width
@@ -219,24 +218,24 @@ def _kept(model: ModelConfig, rows: int, seq_len: int) -> int:
         + q + 2 * kv + q + heads  # attention: q, k, v, result, log-sums
         + 4 * f  # SwiGLU: gate, silu, up, and their product
     )  # fmt: skip
-    tokens, learnt = rows * seq_len, rows * (seq_len - 1)
+    tokens, supervised = rows * seq_len, rows * (seq_len - 1)
     numbers = (
         tokens * (model.num_hidden_layers * layer + 2 * h + 1)
-        + learnt * (h + model.vocab_size)  # the head's input, log-softmax
+        + supervised * (h + model.vocab_size)  # the head's input, log-softmax
         + 2 * seq_len * model.head_width  # cosine and sine
         + 1  # the sum of the weights in the loss
     )
-    return 4 * numbers + 8 * (tokens + 2 * learnt)  # and ids, in int64
+    return 4 * numbers + 8 * (tokens + 2 * supervised)  # and ids, in int64
 
 
 def passing_memory(model: ModelConfig, config: TrainConfig) -> int:
-    """Bytes that come and go: two copies of the logits' gradient."""
+    """Estimate temporary memory: two copies of the logits' gradient."""
     rows = config.micro_batch_size or config.batch_size
     return 8 * rows * (config.seq_len - 1) * model.vocab_size
 
 
 def largest_rows(model: ModelConfig, config: TrainConfig, room: float) -> int:
-    """How many rows at a time fit into so many bytes; 0 if none does."""
+    """Return how many rows fit into `room` bytes; 0 if none does."""
 
     def needed(rows: int) -> int:
         one = config.replace(micro_batch_size=rows)

@@ -1,4 +1,4 @@
-"""How good a model is, in numbers that can be compared.
+"""Evaluate models: loss, perplexity, accuracy and validity.
 
     from minimind_core.evaluation import evaluate
     evaluate("runs/sft")["exact_match"]["weather"]
@@ -71,16 +71,16 @@ SAMPLES = 200
 QUESTIONS = 100
 
 TOKENS = 2**14
-"""Tokens of a batch, padding included; a longer row is a batch by itself."""
+"""Tokens per batch, padding included; a longer row is its own batch."""
 LOGITS = 2**26
-"""Logits of a batch, 256 MiB in float32: fewer tokens where the vocabulary
-is large."""
+"""Logits per batch, 256 MiB in float32; this limits the number of tokens if
+the vocabulary is large."""
 LONGEST = 2048
-"""Tokens of a row where nothing says how long rows were in training."""
+"""Tokens per row if the row length in training is not known."""
 
 
 class Loss(NamedTuple):
-    """A summed loss, and what it can be divided by.
+    """A summed loss, and the counts to normalise it by.
 
     Attributes
     ----------
@@ -110,14 +110,14 @@ class Loss(NamedTuple):
         return self.nats / max(self.bytes, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, by the names under which `evaluate` reports it."""
+        """All figures, under the names that `evaluate` uses."""
         mean = self.per_token
         return {
             "records": self.records,
             "tokens": self.tokens,
             "loss_per_token": mean,
             "standard_error": self.standard_error,
-            # Beyond a loss of 709 the perplexity is no float any more.
+            # Beyond a loss of 709 the perplexity overflows a float.
             "perplexity": math.exp(min(mean, 709.0)),
             "loss_per_byte": self.per_byte,
             "bits_per_byte": self.per_byte / math.log(2),
@@ -158,7 +158,7 @@ def standard_error(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients, and everything back afterwards."""
+    """Switch dropout and gradients off, and restore them afterwards."""
     training = model.training
     model.eval()
     try:
@@ -176,11 +176,10 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def batches(rows: Sequence[Row], vocab_size: int) -> list[list[int]]:
-    """Places of rows that are measured together, shortest rows first.
+    """Group rows into batches of similar length, shortest rows first.
 
-    Rows of similar length share a batch, so that little is spent on
-    padding, and a batch has as many as `TOKENS` and `LOGITS` allow, so that
-    memory does not grow with their length.
+    Similar lengths keep padding small. A batch has as many rows as `TOKENS`
+    and `LOGITS` allow, so that memory does not grow with their length.
 
     Parameters
     ----------
@@ -190,14 +189,14 @@ def batches(rows: Sequence[Row], vocab_size: int) -> list[list[int]]:
     Returns
     -------
     list of list of int
-        Each place once.
+        Indices of the rows of each batch; each index occurs once.
     """
     budget = min(TOKENS, LOGITS // vocab_size)
     found: list[list[int]] = []
     for place in sorted(
         range(len(rows)), key=lambda i: len(rows[i].input_ids)
     ):
-        # The row at hand is the longest so far, so the batch has its width.
+        # The current row is the longest so far, so it sets the width.
         width = -(-len(rows[place].input_ids) // 8) * 8
         if found and (len(found[-1]) + 1) * width <= budget:
             found[-1].append(place)
@@ -207,7 +206,7 @@ def batches(rows: Sequence[Row], vocab_size: int) -> list[list[int]]:
 
 
 def row_losses(model: nn.Module, rows: Sequence[Row]) -> list[float]:
-    """Summed loss of each row, in nats.
+    """Compute the summed loss of each row, in nats.
 
     Parameters
     ----------
@@ -225,7 +224,7 @@ def row_losses(model: nn.Module, rows: Sequence[Row]) -> list[float]:
     vocab_size: Any = model.config.vocab_size  # type: ignore[union-attr]
     with _evaluating(model):
         for chosen in batches(rows, vocab_size):
-            # Padding has no label and no attention, so any id will do.
+            # Padding is not supervised or attended to: any id will do.
             batch = collate([rows[i] for i in chosen], 0, device)
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits
@@ -247,21 +246,21 @@ def _nats(logits: Tensor, labels: Tensor) -> list[float]:
 
 
 def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
-    """Summed loss, and number of labels, of some rows."""
+    """Return the summed loss and the number of supervised tokens."""
     return math.fsum(row_losses(model, rows)), count_labels(rows)
 
 
 def _measure(
     model: nn.Module, rows: Sequence[Row], owners: Sequence[int], size: int
 ) -> Loss:
-    """The loss of rows that belong to records.
+    """Measure the loss of rows, with its standard error over records.
 
     Parameters
     ----------
     model : nn.Module
     rows : sequence of Row
     owners : sequence of int
-        To which record each row belongs.
+        Index of the record that each row belongs to.
     size : int
         Bytes of all records.
     """
@@ -287,7 +286,7 @@ def document_loss(
     *,
     seq_len: int | None = None,
 ) -> Loss:
-    """Summed loss of documents, the end token included.
+    """Measure the loss of documents, including their end tokens.
 
     Parameters
     ----------
@@ -295,9 +294,9 @@ def document_loss(
     tokenizer : PreTrainedTokenizerFast
     texts : sequence of str
     seq_len : int, optional
-        A longer document is cut into pieces of so many tokens, or of as
-        many as the model has positions. The first token of a later piece
-        is not predicted, so it is not counted.
+        A longer document is cut into pieces of this many tokens, by default
+        the number of the model's positions. The first token of a later
+        piece is not predicted, so it is not counted.
 
     Returns
     -------
@@ -322,7 +321,7 @@ def conversation_loss(
     *,
     seq_len: int | None = None,
 ) -> Loss:
-    """Summed loss of what the assistant says in conversations.
+    """Measure the loss of the assistant's answers in conversations.
 
     Parameters
     ----------
@@ -330,14 +329,14 @@ def conversation_loss(
     tokenizer : PreTrainedTokenizerFast
     conversations : sequence of list of dict
     seq_len : int, optional
-        Turns that end beyond so many tokens, or beyond the model's
-        positions, are left out. A conversation whose first answer already
-        does is left out whole and not among the loss's records.
+        Turns that end beyond this many tokens, or beyond the model's
+        positions, are left out. A conversation is left out completely, and
+        not counted in the records, if its first answer is such a turn.
 
     Returns
     -------
     Loss
-        Its bytes are those of the supervised tokens' text.
+        Its bytes count the text of the supervised tokens.
     """
     limit = seq_len or position_limit(model)
     encoded = conversation_encoder(tokenizer, limit)(list(conversations))
@@ -370,7 +369,7 @@ def held_out_documents(
     seq_len: int | None = None,
     count: int = 200,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A check for the trainer: the loss on documents it does not train on.
+    """Return a validation function: the loss on held-out documents.
 
     Parameters
     ----------
@@ -382,18 +381,18 @@ def held_out_documents(
     seq_len : int, optional
         See `document_loss`.
     count : int
-        How many documents at most.
+        Maximum number of documents.
 
     Returns
     -------
     callable
-        Of a model; gives ``validation_loss`` (nats per token) and on the
-        microworld ``loss_over_floor``.
+        Takes a model; returns ``validation_loss`` (nats per token) and on
+        the microworld ``loss_over_floor``.
     """
     source = open_source(data, "text", seed=seed, held_out=True)
     chosen = _first(source, count)
     texts = source.records(chosen)
-    # Only a source whose grammar is known can tell the floor.
+    # The floor is known only for a source with a known grammar.
     floor = source.floor(chosen) if hasattr(source, "floor") else 0.0
 
     def check(model: nn.Module) -> dict[str, Any]:
@@ -416,7 +415,7 @@ def held_out_conversations(
     kind: str = "conversations",
     count: int = 200,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A check for the trainer: the loss on answers it does not train on.
+    """Return a validation function: the loss on held-out answers.
 
     Parameters
     ----------
@@ -430,13 +429,13 @@ def held_out_conversations(
     kind : {"conversations", "skill"}
         See `data.open_source`.
     count : int
-        How many conversations at most.
+        Maximum number of conversations.
 
     Returns
     -------
     callable
-        Of a model; gives ``validation_loss`` in nats per supervised token,
-        or nothing if no conversation fits.
+        Takes a model; returns ``validation_loss`` in nats per supervised
+        token, or an empty dict if no conversation fits.
     """
     records = _held_out(parse_data(data), kind, seed, count)
     encoded = conversation_encoder(tokenizer, seq_len)(records)
@@ -463,13 +462,13 @@ def sample_texts(
     max_new_tokens: int = 160,
     temperature: float = 1.0,
 ) -> list[str]:
-    """Documents the model writes from nothing but the begin token.
+    """Sample documents from the begin token.
 
     Returns
     -------
     list of str
-        One that does not end by itself ends with an ellipsis, which is in
-        no story.
+        A document without an end token gets an ellipsis, which occurs in no
+        story.
     """
     device = _device(model)
     generator = torch.Generator(device).manual_seed(seed)
@@ -502,7 +501,7 @@ def sample_documents(
     seed: int = 0,
     count: int = 24,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A check for the trainer: what the model writes, and if it is valid.
+    """Return a function for the trainer that samples documents.
 
     Parameters
     ----------
@@ -510,15 +509,15 @@ def sample_documents(
     data
         See `data.parse_data`.
     seed : int
-        Of the samples.
+        Seed of the samples.
     count : int
-        How many are written.
+        Number of samples.
 
     Returns
     -------
     callable
-        Of a model; gives ``samples`` (the first four) and on the microworld
-        ``valid_fraction`` of all.
+        Takes a model; returns ``samples`` (the first four) and, on the
+        microworld, the ``valid_fraction`` of all of them.
     """
     source = open_source(data, "text", seed=seed)
 
@@ -543,7 +542,7 @@ def answer_prompts(
     max_new_tokens: int = 128,
     batch_size: int = 64,
 ) -> list[str | None]:
-    """The most likely answers to some conversations, greedily.
+    """Answer several conversations by greedy decoding.
 
     Parameters
     ----------
@@ -586,10 +585,10 @@ def answer_prompts(
 def _batches(
     lengths: Sequence[int], batch_size: int, room: int, new: int
 ) -> Iterator[list[int]]:
-    """Prompts of like length together, and close ones to the limit alone.
+    """Group prompts of similar length; those near the limit stay alone.
 
-    A batch is padded to its longest prompt, which would otherwise take the
-    room for answers away from the shorter ones.
+    A batch is padded to its longest prompt, which would otherwise leave the
+    shorter ones less room for their answers.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ample = [i for i in order if lengths[i] + new <= room]
@@ -606,7 +605,7 @@ def _until_end(ids: list[int], stops: Sequence[int]) -> list[int]:
 
 
 class Quiz(Protocol):
-    """A conversation whose right answers are known.
+    """A conversation whose correct answers are known.
 
     `minimind_core.microworld.Conversation` is one.
     """
@@ -619,7 +618,7 @@ class Quiz(Protocol):
         """The messages up to a turn's question."""
 
     def check(self, turn: int, answer: str) -> bool:
-        """Whether an answer to a turn's question is right."""
+        """Whether an answer to a turn's question is correct."""
 
 
 def exact_match(
@@ -627,10 +626,10 @@ def exact_match(
     tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Quiz],
 ) -> dict[str, float]:
-    """Share of right answers by kind of question.
+    """Return the share of correct answers by kind of question.
 
-    Each turn is asked with the right answers to the turns before it. A
-    question that leaves no room for an answer counts as a wrong one.
+    Each turn is asked with the correct answers to the turns before it. A
+    question that leaves no room for an answer counts as wrong.
 
     Parameters
     ----------
@@ -673,33 +672,34 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a model on data it was not trained on.
+    """Evaluate a model on data it was not trained on.
 
     Parameters
     ----------
     run : Run or path
         A run folder, a Hugging Face folder, or a LoRA adapter's folder.
     data : optional
-        What to measure on, see `data.parse_data`; if not given, what the
-        run was trained on. Of files that the run was trained on only the
-        held-out records are measured, of any others all of them.
+        The data to measure on, see `data.parse_data`; if not given, the
+        training data of the run. Only the held-out records of files that the
+        run was trained on are measured, and all records of other files.
     every_record : bool
-        Measure all records of the files, those trained on included.
+        Measure all records of the files, including those trained on.
     documents : int, optional
-        Most documents or conversations to measure. If not given, 500 of the
-        microworld or of held-out records, and otherwise all of them.
+        Maximum number of documents or conversations. If not given, 500 for
+        the microworld or for held-out records, and otherwise all of them.
     samples : int, optional
-        Only for the microworld: texts to sample; 200 if not given.
+        Only for the microworld: number of texts to sample, 200 by default.
     questions : int, optional
-        Of the microworld, for a model that was fine-tuned: questions of
-        each kind. Of files: conversations whose last answer is written anew
-        and compared. 100 if not given.
+        For the microworld and a fine-tuned model: number of questions of
+        each kind. For files: number of conversations whose last answer is
+        generated and compared. 100 by default.
     seq_len : int, optional
-        Only for files: longest row, in tokens. If not given, as long as in
-        training, or 2048 if that is not known. It is never more than the
-        model has positions.
+        Only for files: longest row, in tokens. If not given, the same as in
+        training, or 2048 if that is unknown, but never more than the model
+        has positions.
     seed : int
-        Of the samples, and of the training run whose held-out data it is.
+        Seed of the samples, and of the training run, which determines the
+        held-out data.
     device : str
         See `precision.detect_device`; a `Run` stays where it is.
 
@@ -720,8 +720,8 @@ def evaluate(
     ConfigError
         For a number below 1, or an option that does not apply.
     DataError
-        If the data cannot be read, if nothing says what to measure on, or
-        if it cannot be told which records the run was trained on.
+        If the data cannot be read or is not known, or if it is not known
+        which of its records the run was trained on.
     CheckpointError, PrecisionError
     """
     for name, value in (
@@ -744,8 +744,8 @@ def evaluate(
     if spec.language is None:
         if samples is not None:
             raise ConfigError(
-                "samples are judged by the microworld's rules; leave the "
-                f"option out for {spec}"
+                "samples are judged by the microworld's rules; omit this "
+                f"option for {spec}"
             )
         records, kind, part = _choose(spec, metadata, every_record)
     else:
@@ -755,8 +755,8 @@ def evaluate(
         ):
             if given is not None:
                 raise ConfigError(
-                    f"{option} is for files; the microworld has no end, and "
-                    "its stories are short and measured whole"
+                    f"{option} is for files; the microworld is endless, and "
+                    "its stories are short and are measured whole"
                 )
     if isinstance(run, Run):
         model, tokenizer = run.model, run.tokenizer
@@ -781,7 +781,7 @@ def evaluate(
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """In a sentence, what `evaluate` has measured.
+    """Describe in a sentence what `evaluate` has measured.
 
     Parameters
     ----------
@@ -808,8 +808,8 @@ def _what_to_measure(
         return parse_data(data)
     if not metadata.get("data"):
         raise DataError(
-            f"{path}: what this model was trained on is not known, so name "
-            "what to measure it on: --data with files, or --data microworld"
+            f"{path}: the training data of this model is not known, so name "
+            "the data to measure on: --data with files, or --data microworld"
         )
     try:
         return parse_data(metadata["data"])
@@ -823,7 +823,7 @@ def _what_to_measure(
 def _choose(
     spec: DataSpec, metadata: Mapping[str, Any], every_record: bool
 ) -> tuple[Sequence[Any], str, str]:
-    """The records to measure, their kind, and which part they are."""
+    """Choose the records to measure; return their kind and part, too."""
     kinds = {record_kind(path) for path in spec.paths}
     if isinstance(spec.memory, list):
         kinds = {_kind(record) for record in spec.memory}
@@ -839,7 +839,7 @@ def _choose(
     part = "all"
     if found.size is None:
         raise DataError(
-            f"{spec}: has no end, so not all of it can be measured; give a "
+            f"{spec}: is endless, so not all of it can be measured; pass a "
             "list of some of its records"
         )
     if not every_record and _trained_on(spec, metadata):
@@ -848,7 +848,7 @@ def _choose(
 
 
 def _kind(record: Any) -> str:
-    """Of a record in memory."""
+    """The kind of a record in memory."""
     if isinstance(record, Mapping):
         talk = {"conversations", "messages"} & record.keys()
         return "conversations" if talk else "text"
@@ -856,7 +856,7 @@ def _kind(record: Any) -> str:
 
 
 class _Lazily(Sequence[Any]):
-    """The records of a source with an end, read when they are needed."""
+    """The records of a finite source, read on access."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -877,12 +877,12 @@ def _trained_on(spec: DataSpec, metadata: Mapping[str, Any]) -> bool:
     Raises
     ------
     DataError
-        If it was trained on some of them only, or on others together with
-        them. Which records it held out follows from their places in the
-        files together, so it cannot be told then.
+        If it was trained on only some of them, or on other files as well.
+        The held-out records depend on the whole list of files, so they are
+        not known in that case.
     """
     if spec.memory is not None:
-        # Named by a digest, so that they are the same or others.
+        # Records in memory are named by a digest: either equal or not.
         return spec.names() in training_data(metadata)
     asked = [path.resolve() for path in spec.paths]
     overlap = None
@@ -909,10 +909,10 @@ def _trained_on(spec: DataSpec, metadata: Mapping[str, Any]) -> bool:
 def _same_file(told: Path, path: Path) -> bool:
     if told.resolve() == path:
         return True
-    # A relative path was meant from the folder in which training started,
-    # which is not known any more, and a file may have been moved since. If
-    # in doubt, it is the same, because measuring what was trained on gives
-    # a loss that is too low.
+    # A relative path refers to the folder in which training started, which is
+    # no longer known, and a file may have been moved since. If in doubt,
+    # assume the same file, because measuring on training data gives a loss
+    # that is too low.
     certain = told.is_absolute() and told.exists()
     return not certain and told.name == path.name
 

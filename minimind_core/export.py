@@ -1,16 +1,17 @@
-"""Out to the Hugging Face format and back in, MiniMind's own file included.
+"""Export to the Hugging Face format, and import from it or MiniMind's.
 
     from minimind_core.export import export_hf, import_checkpoint
     export_hf("runs/sft", "runs/hf")          # a stock Qwen3ForCausalLM
     import_checkpoint("full_sft_768.pth", "runs/upstream",
                       tokenizer="path/to/minimind/model")
 
-What is written needs no code of ours: `AutoModelForCausalLM` of
-transformers, version 4.57 or 5, reads it. What is read must be complete:
-a weights file says nothing of the rotary base, of the epsilon in the norms,
-of the number of positions and of the tokenizer, and a wrong one of these
-makes a model worse without an error. So they are read from the files beside
-it, given, or, for MiniMind-3 itself, assumed with a warning.
+An exported model needs none of our code: `AutoModelForCausalLM` of
+transformers, version 4.57 or 5, reads it. An imported model must be complete.
+A weights file does not contain the rotary base, the epsilon of the norms, the
+number of positions or the tokenizer, and a wrong value of one of these makes
+the model worse without an error. They are therefore read from the files
+beside it, passed as arguments, or, for MiniMind-3 itself, assumed with a
+warning.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ FORMATS = ("safetensors", "bin")
 DTYPES = ("float32", "bfloat16", "float16")
 
 UNSEEN = ("rope_theta", "rms_norm_eps", "max_position_embeddings")
-"""What decides a model's output, or how long it may be, and leaves no trace
-in the shapes of its tensors."""
+"""Settings that affect a model's output or its maximum length, but cannot be
+inferred from the shapes of its tensors."""
 
 KEPT = ("data", "trained_on", "seed", "preset", "train")
-"""What `kept` keeps."""
+"""The metadata that `kept` keeps."""
 
 
 @in_main_process
@@ -65,7 +66,7 @@ def export_hf(
     format: str = "safetensors",
     dtype: str = "float32",
 ) -> Path:
-    """Write a model as a Hugging Face package.
+    """Export a model in the Hugging Face format.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def export_hf(
         ``model.safetensors``; or ``pytorch_model.bin``, the older layout
         of MiniMind's first releases, a pickle.
     dtype : {"float32", "bfloat16", "float16"}
-        What the weights are stored in, and loaded in again.
+        The dtype in which the weights are stored, and loaded again.
 
     Returns
     -------
@@ -89,17 +90,17 @@ def export_hf(
     ConfigError
         For an unknown format or dtype.
     CheckpointError
-        If `run` holds no sound model.
+        If `run` holds no complete, undamaged model.
     OutputError
         If `out` exists or cannot be written.
     """
     if format not in FORMATS:
         raise ConfigError(
-            f"unknown format {format!r}; there is {', '.join(FORMATS)}"
+            f"unknown format {format!r}; expected one of {', '.join(FORMATS)}"
         )
     if dtype not in DTYPES:
         raise ConfigError(
-            f"unknown dtype {dtype!r}; there is {', '.join(DTYPES)}"
+            f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}"
         )
     out = Path(out)
     require_new(out)
@@ -116,7 +117,7 @@ def export_hf(
 
 
 def kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model made from another one keeps of the other's metadata."""
+    """Return the metadata that a derived model keeps."""
     return {name: metadata[name] for name in KEPT if name in metadata}
 
 
@@ -150,24 +151,24 @@ def write_card(
     *,
     base: str | None = None,
 ) -> None:
-    """Write a model card, ``README.md``, that claims only what is recorded.
+    """Write a model card, ``README.md``, from the recorded metadata.
 
     Parameters
     ----------
     folder : Path
     name : str
-        Of the model.
+        Name of the model.
     shape : ModelConfig
-        Of the model, or of the base of an adapter.
+        Shape of the model, or of the base of an adapter.
     metadata : mapping
-        Of the run, as `read_metadata` gives it.
+        Metadata of the run, from `read_metadata`.
     base : str, optional
-        For an adapter: where its base lies, as seen from its folder.
+        For an adapter: the path of its base relative to its folder.
 
     Notes
     -----
-    The front matter has neither a license, because nobody has chosen one
-    yet, nor ``base_model``, because the hub takes only names of its own
+    The front matter contains no license, because none has been chosen yet,
+    and no ``base_model``, because the hub accepts only the names of its own
     models there and the base is a folder.
     """
     from huggingface_hub import ModelCardData
@@ -219,7 +220,7 @@ It was written by minimind-core {__version__}.
 ## What is not stated here
 
 No license has been chosen and no evaluation is recorded. Add both before
-you publish it: `license: ...` belongs into the lines at the top, and
+you publish it: `license: ...` belongs in the lines at the top, and
 `minimind eval` measures the loss on data that you name.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -232,7 +233,7 @@ def _how_it_was_made(metadata: Mapping[str, Any]) -> str:
     else:
         made = _MADE.get(stage, "How it was trained is not recorded.")
     lines = [made, ""]
-    # Names only: a path would tell of the machine it was trained on.
+    # Names only: a path would reveal details of the training machine.
     stages = training_data(metadata)
     for number, stage_data in enumerate(stages, 1):
         names = ", ".join(Path(str(one)).name for one in stage_data)
@@ -250,7 +251,7 @@ def _how_it_was_made(metadata: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""] if len(lines) > 2 else lines)
 
 
-# --- back in ---------------------------------------------------------------
+# --- import ----------------------------------------------------------------
 
 
 @in_main_process
@@ -264,26 +265,26 @@ def import_checkpoint(
     max_position_embeddings: int | None = None,
     spare_rows: bool = False,
 ) -> Path:
-    """Make a run folder of a model from elsewhere.
+    """Import a third-party model as a run folder.
 
     Parameters
     ----------
     source : path
         A folder with a dense Qwen3 model in the Hugging Face format; or a
         file of weights, such as MiniMind's own ``.pth``, whose shape is
-        read off its tensors. Of a training checkpoint the model is taken,
-        and the prefixes of ``DistributedDataParallel`` and
+        inferred from its tensors. From a training checkpoint only the model
+        is read, and the prefixes of ``DistributedDataParallel`` and
         ``torch.compile`` are removed, however they are nested.
     out : path
         The new run folder.
     tokenizer : path, optional
-        The tokenizer's folder. Without it, the tokenizer that lies in the
-        folder, or beside the file, is taken.
+        The tokenizer's folder. By default, the tokenizer in the folder, or
+        beside the file, is used.
     rope_theta, rms_norm_eps, max_position_embeddings : number, optional
-        What a file of weights does not show. Without them, they are read
-        from the ``config.json`` beside it. If there is none, a model of
-        exactly MiniMind-3's shape gets MiniMind's values, with a warning
-        that says so; for any other, `rope_theta` must be given.
+        Settings that a file of weights does not contain. By default they are
+        read from the ``config.json`` beside it. If there is none, a model of
+        exactly MiniMind-3's shape gets MiniMind's values, with a warning;
+        for any other model, `rope_theta` must be given.
     spare_rows : bool
         Accept a tokenizer with far fewer tokens than the embedding has
         rows; see `check_tokenizer`.
@@ -291,7 +292,7 @@ def import_checkpoint(
     Returns
     -------
     Path
-        `out`. Its ``minimind.json`` has what was assumed.
+        `out`. Its ``minimind.json`` records what was assumed.
 
     Raises
     ------
@@ -304,7 +305,7 @@ def import_checkpoint(
     Warns
     -----
     UserWarning
-        With what was assumed, because nothing said it.
+        If any of these settings had to be assumed.
     """
     source, out = Path(source), Path(out)
     require_new(out)
@@ -346,7 +347,7 @@ def import_checkpoint(
         told = ", ".join(f"{k} {v:g}" for k, v in assumed.items())
         warnings.warn(
             f"{source.name} does not say, so MiniMind's own values are "
-            f"assumed: {told}; if that is wrong, import it anew with "
+            f"assumed: {told}; if that is wrong, import it again with "
             "--rope-theta, --rms-norm-eps or --max-positions",
             stacklevel=2,
         )
@@ -366,7 +367,7 @@ def _tokenizer_folder(given: str | Path | None, beside: Path) -> Path:
 def _add_unseen(
     shape: ModelConfig, source: Path, given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """A shape with what its tensors do not show, and what was assumed."""
+    """Add the settings that tensors do not show; also return assumptions."""
     beside = source.parent / "config.json"
     if beside.exists():
         told = load_config(source.parent)
@@ -391,10 +392,10 @@ def _add_unseen(
     known = shape.replace(tie_word_embeddings=True) == PRESETS["base"].model
     if "rope_theta" not in given and not known:
         raise CheckpointError(
-            f"{source}: with which rotary base it was trained cannot be "
-            "seen in the weights, and there is no config.json beside them; "
+            f"{source}: the weights do not show with which rotary base they "
+            "were trained, and there is no config.json beside them; "
             "give --rope-theta (MiniMind's own training and the presets "
-            "small and base have 1e6, the preset tiny has 1e4)"
+            "small and base use 1e6, the preset tiny uses 1e4)"
         )
     assumed = {
         name: getattr(shape, name) for name in UNSEEN if name not in given
@@ -403,7 +404,7 @@ def _add_unseen(
 
 
 def _with_special_tokens(config: ModelConfig, tok: Any) -> ModelConfig:
-    """The ids of the tokenizer, which no tensor knows either."""
+    """Add the tokenizer's special ids, which tensors do not show either."""
     bos, eos, pad = special_ids(tok)
     return config.replace(
         bos_token_id=bos, eos_token_id=eos, pad_token_id=pad
@@ -416,11 +417,11 @@ _WRAPPERS = ("module", "_orig_mod")
 def _plain_names(
     state: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Names without wrappers' prefixes, and without RoPE's tables.
+    """Remove the prefixes of wrappers, and RoPE's tables.
 
-    ``module.`` is of ``DistributedDataParallel`` and ``_orig_mod.`` of
-    ``torch.compile``; one may hold the other. MiniMind saves RoPE's tables
-    with some files; here they are computed.
+    ``DistributedDataParallel`` adds ``module.`` and ``torch.compile`` adds
+    ``_orig_mod.``; they may be nested. MiniMind saves RoPE's tables in some
+    files; here they are computed.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -430,16 +431,17 @@ def _plain_names(
         short = ".".join(parts)
         if short in plain:
             raise CheckpointError(
-                f"{where}: {short} is in it twice, with and without a prefix"
+                f"{where}: contains {short} twice, with and without a prefix"
             )
         plain[short] = tensor
     return plain
 
 
 def infer_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
-    """Read a dense model's shape off its tensors.
+    """Infer a dense model's config from the shapes of its tensors.
 
-    What cannot be seen in them, `UNSEEN`, has MiniMind-3's values.
+    The settings in `UNSEEN`, which cannot be inferred, get MiniMind-3's
+    values.
 
     Parameters
     ----------
@@ -451,8 +453,8 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
     ------
     CheckpointError
         For MiniMind's mixture of experts, a LoRA adapter, MiniMind's models
-        before version 3 (which had no QK-norm), and whatever else does not
-        have Qwen3's shape.
+        before version 3 (which had no QK-norm), and any other model that
+        does not have Qwen3's shape.
     """
     if any(".experts." in name for name in state):
         raise CheckpointError(
@@ -460,7 +462,7 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
         )
     if any(".lora." in name or ".lora_A." in name for name in state):
         raise CheckpointError(
-            f"{where}: a LoRA adapter is in it, which is only an addition to "
+            f"{where}: contains a LoRA adapter, which is only an addition to "
             "a model; merge it into its base first (MiniMind: "
             "convert_merge_base_lora in scripts/convert_model.py; peft: "
             "merge_and_unload), and import the result"

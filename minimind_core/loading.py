@@ -7,10 +7,11 @@
     model, tokenizer = load_model("runs/merged")    # an adapter, merged
 
 A run folder is a Hugging Face folder with additional files, so the two are
-read in the same way. An adapter is merged into its base in memory, which gives
-the model that `merge_lora` would write. To keep the adapter separate, so that
-it can be switched off or trained further, `load_adapter` returns peft's model
-instead. `load_hf_model` returns the model as a class of transformers.
+read in the same way. An adapter is merged into its base in memory, which
+gives the model that `merge_lora` would write. To keep the adapter separate,
+so that it can be switched off or trained further, `load_adapter` returns
+peft's model instead. `load_hf_model` returns the model as a class of
+transformers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""LoRA by hand: train a small change to a large matrix.
+"""LoRA by hand: train a low-rank update of a frozen matrix.
 
     from minimind_core.lora import apply_lora, merge_lora_layers
     apply_lora(model, rank=8, alpha=16)        # only the adapters train
-    merge_lora_layers(model)                   # an ordinary model again
+    merge_lora_layers(model)                   # a plain model again
 
-A matrix W stays as it is, and ``alpha / rank * B @ A`` is added to it, where
+A matrix W is frozen, and ``alpha / rank * B @ A`` is added to it, where
 A has `rank` rows and B has `rank` columns. B starts at zero, so that the
 adapted model starts as the model it was (Hu et al., arXiv:2106.09685). The
 same method through peft, with adapter files that other tools read, is in
@@ -30,17 +30,17 @@ TIED = ("embed_tokens", "lm_head")
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with a low-rank change beside it.
+    """A frozen linear layer with a trainable low-rank update.
 
     Parameters
     ----------
     base : nn.Linear
-        Left as it is; its weights stop learning.
+        The layer to adapt; its weights are frozen.
     rank : int
-        Of the change.
+        Rank of the update.
     alpha : float
-        The change is scaled by ``alpha / rank``, so that another rank does
-        not ask for another learning rate.
+        The update is scaled by ``alpha / rank``, so that another rank does
+        not require another learning rate.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -53,12 +53,12 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the base, plus the change: (..., in) to (..., out)."""
+        """Apply the base and the update: (..., in) to (..., out)."""
         return self.base(x) + self.lora_B(self.lora_A(x)) * self.scale
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The base with the change added to its weights."""
+        """Return the base with the update added to its weights."""
         change = self.lora_B.weight @ self.lora_A.weight
         self.base.weight += change * self.scale
         return self.base.requires_grad_(True)
@@ -70,15 +70,15 @@ def apply_lora(
     alpha: float = 16,
     targets: Sequence[str] = ALL_LINEAR,
 ) -> list[str]:
-    """Put LoRA beside the linear layers with certain names.
+    """Add LoRA to the linear layers with certain names.
 
-    Modules are replaced, not patched: a copy of the model is a copy of the
-    adapters. Layers are found by name, whatever their shape.
+    Modules are replaced, not patched, so that copying the model also copies
+    its adapters. Layers are found by name, whatever their shape.
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place; nothing but the adapters learns afterwards.
+        Changed in place; afterwards only the adapters are trainable.
     rank : int
     alpha : float
     targets : sequence of str
@@ -118,7 +118,7 @@ def apply_lora(
 
 
 def merge_lora_layers(model: nn.Module) -> nn.Module:
-    """Add every adapter to its base, leaving a model without any.
+    """Merge every adapter into its base, leaving a plain model.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def merge_lora_layers(model: nn.Module) -> nn.Module:
 
 
 def refuse_tied(targets: Sequence[str], config: Any) -> None:
-    """An adapter on one end of a tie would change both when merged."""
+    """Refuse to adapt tied weights: merging would change both ends."""
     tied = getattr(config, "tie_word_embeddings", False)
     wrong = sorted(set(targets) & set(TIED))
     if tied and wrong:

@@ -62,11 +62,11 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 class MuonAdamW(Optimizer):
     """Muon for some groups of parameters and AdamW for the others.
 
-    This is a single optimizer, because a gradient scaler decides per optimizer
-    whether to skip a step: with two, an overflow could skip the update of one
-    half of the model and not of the other. Its ``state``, ``param_groups`` and
-    ``state_dict`` have the standard layout, so that schedulers, accelerate
-    and distributed checkpoints can use it like any other.
+    This is a single optimizer, because a gradient scaler decides for each
+    optimizer whether to skip a step: with two, an overflow could skip the
+    update of one half of the model and not of the other. Its ``state``,
+    ``param_groups`` and ``state_dict`` have the standard layout, so that
+    schedulers, accelerate and distributed checkpoints can use it.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class MuonAdamW(Optimizer):
         """
         parts = self.__dict__.get("_kept_parts")
         if parts is None:
-            # An optimizer must be created with a parameter, which is not used.
+            # An optimizer must be created with a parameter; it is not used.
             nothing = torch.zeros(1, 1)
             parts = Muon([nothing]), AdamW([nothing])
             self.__dict__["_kept_parts"] = parts

@@ -1,4 +1,4 @@
-"""Training stages as functions: pretraining, fine-tuning, LoRA, all of it.
+"""Training stages as functions: pretraining, fine-tuning and LoRA.
 
     from minimind_core import pretrain, sft
     run = pretrain("runs/pretrain")             # about two minutes, 2 cores
@@ -8,12 +8,12 @@
              data=[{"text": "One day Mia met Tom."}, ...],
              beta2=0.98, callbacks=[EarlyStopping()])
 
-Each function checks everything it was given before it writes anything,
-trains, leaves a run folder and returns a `Run`. A run that was stopped is
-continued with ``resume=True`` from its last checkpoint, to the bit.
+Each function checks all of its arguments before it writes anything, trains,
+fills a run folder and returns a `Run`. With ``resume=True``, a run that was
+stopped continues from its last checkpoint, with bit-identical results.
 
-The settings start from a preset, or from what suits the base. ``config``
-changes them, and the keywords of the call change them last: every field of
+The settings start from a preset, or from ones that suit the base. ``config``
+overrides them, and keyword arguments override both: every field of
 `TrainConfig` is one.
 """
 
@@ -105,8 +105,8 @@ OwnOptimizer = Callable[[nn.Module], Optimizer]
 OwnSchedule = Callable[[int], float]
 
 BEHIND = 1_000_000
-"""Where an endless source is entered for the second time. The same records
-again would teach nothing new."""
+"""Offset at which a second stage reads an endless source, because the same
+records would teach nothing new."""
 
 
 # --- what the stages share -------------------------------------------------
@@ -115,7 +115,7 @@ again would teach nothing new."""
 def _settle(
     start: TrainConfig, *layers: TrainConfig | Mapping[str, Any] | None
 ) -> TrainConfig:
-    """Settings, changed by each layer in turn."""
+    """Override settings by each layer in turn."""
     for layer in layers:
         if isinstance(layer, TrainConfig):
             start = layer
@@ -134,13 +134,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _own_code(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take what is code of the caller's own out of the settings."""
+    """Remove the caller's own code from the settings, and return it."""
     own = {}
     for name in ("optimizer", "schedule"):
         if isinstance(settings.get(name), Optimizer):
             raise ConfigError(
-                "an optimizer is made for a model, which does not exist "
-                "yet: give a function that gets the model and returns one"
+                "an optimizer needs the model, which does not exist yet: "
+                "pass a function that takes the model and returns one"
             )
         if callable(settings.get(name)):
             own[name] = settings.pop(name)
@@ -148,7 +148,7 @@ def _own_code(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(preset: Preset, model: Any) -> ModelConfig:
-    """The preset's shape, or the caller's."""
+    """The preset's shape, or the one that the caller passed."""
     if model is None:
         return preset.model
     if isinstance(model, ModelConfig):
@@ -164,9 +164,9 @@ def _shape(preset: Preset, model: Any) -> ModelConfig:
 def _with_vocabulary(
     shape: ModelConfig, tok: PreTrainedTokenizerFast, model: Any
 ) -> ModelConfig:
-    """The shape with a row of the embedding for each token.
+    """Return the shape with an embedding row for each token.
 
-    A number of rows that was asked for stays as it is, if it is enough.
+    A requested number of rows is kept if it is large enough.
     """
     asked = isinstance(model, ModelConfig) or "vocab_size" in (model or {})
     if asked and shape.vocab_size > len(tok):
@@ -179,7 +179,7 @@ def _with_vocabulary(
     return shape.replace(vocab_size=len(tok))
 
 
-#: Settings that a stage has no use for, and why.
+#: Settings that have no effect in a stage, and why.
 WITHOUT_EFFECT = {
     "pretrain": {"replay": "pretraining has no earlier data to replay"},
     "sft": {
@@ -209,7 +209,7 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
-    """Give torch its number of threads back when a training has ended."""
+    """Restore torch's number of threads after training."""
     before = torch.get_num_threads()
     try:
         yield
@@ -220,9 +220,9 @@ def _own_threads() -> Iterator[None]:
 def _choose(
     shape: ModelConfig, config: TrainConfig, folder: RunFolder
 ) -> Precision:
-    """The number format and the threads of a training that begins.
+    """Choose the number format and the threads of a new run.
 
-    A training that is resumed takes both from its checkpoint.
+    A resumed run takes both from its checkpoint.
     """
     if folder.checkpoint is not None:
         return resolve(config.device, config.dtype)
@@ -237,9 +237,9 @@ def _choose(
 def _held_out(
     spec: DataSpec, validate: Check | None, make: Callable[[], Check]
 ) -> Check | None:
-    """The check that validates: the caller's, or one on held-out records.
+    """Return the validation function: the caller's, or the default.
 
-    Nothing can be held out of a source of the caller's that has no end.
+    Nothing can be held out of the caller's source if it is endless.
     """
     if validate is not None:
         return validate
@@ -249,7 +249,7 @@ def _held_out(
 
 
 def _announced(start: Start, config: TrainConfig, base: Path) -> str:
-    """One line on settings that nobody chose; empty if a preset did."""
+    """Describe automatically chosen settings; empty for a preset's."""
     if not start.about:
         return ""
     micro = min(config.micro_batch_size or config.batch_size,
@@ -268,7 +268,7 @@ def _finished(
     progress: bool,
     load: Callable[[Path], tuple[Any, Any]] = load_model,
 ) -> Run:
-    """A resumed run that needs nothing more."""
+    """Return a resumed run that has already finished."""
     if progress:
         run_once(lambda: print(folder.note))
     model, tok = load(folder.path)
@@ -276,13 +276,13 @@ def _finished(
 
 
 def _skipped(rows: Rows, config: TrainConfig) -> str:
-    """What was not trained on, in words; empty if that is nothing."""
+    """Describe the records that were skipped; empty if none were."""
     if not rows.skipped:
         return ""
     share = rows.skipped / rows.drawn
     return (
         f"left out {rows.skipped} of {rows.drawn} records ({share:.0%}): "
-        "they have nothing to learn within their first "
+        "they have no supervised token within their first "
         f"{config.seq_len} tokens (--seq-len)"
     )
 
@@ -297,12 +297,12 @@ def _train(
     note: str,
     write: Callable[[nn.Module], None],
 ) -> Run:
-    """From a trainer that is ready to a finished run folder."""
+    """Run a trainer and fill its run folder."""
 
     def begin() -> None:
         if folder.checkpoint is None:
             folder.begin({**metadata, **trainer.metadata()})
-            # From the first step on, a run carries its tokenizer.
+            # The run folder has its tokenizer from the first step on.
             save_tokenizer(tok, folder.path)
 
     def finish() -> None:
@@ -360,50 +360,50 @@ def pretrain(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Train a model to continue text: a new one, or one that exists.
+    """Pretrain a model: a new one, or one that already exists.
 
     Parameters
     ----------
     out : path
-        The run folder; must be new, unless `resume`.
+        The run folder; must be new, unless `resume` is true.
     preset : {"tiny", "small", "base"} or Preset, optional
-        Shape and settings to start from. If it is not given: what the base
-        had or what suits it, the preset nearest to `model` in size, or
+        Shape and settings to start from. By default, those of the base or
+        ones that suit it, those of the preset nearest to `model` in size, or
         ``tiny``.
     model : ModelConfig or mapping, optional
-        The shape, or some fields of it that differ from the preset's.
+        The shape, or fields that override the preset's shape.
     config : TrainConfig or mapping, optional
-        The settings in place of the preset's, or some that differ from it.
+        All settings, or fields that override the preset's settings.
     data
         ``microworld`` (the default), ``microworld:zh``, paths of ``.txt``
         and ``.jsonl`` files (``{"text": ...}``), records in memory, or a
         `Source`; see `data.parse_data`.
     base : path, optional
-        A model's folder, whose weights, shape and tokenizer are taken. The
-        learning rate starts anew, with its warm-up.
+        A model's folder, whose weights, shape and tokenizer are used. The
+        learning rate schedule starts over, with its warm-up.
     tokenizer : path, optional
-        A folder; without it a tokenizer is trained on `data` first.
+        A tokenizer's folder; by default one is first trained on `data`.
     steps, batch_size, micro_batch_size, seq_len, packed, lr, save_every,
     device, dtype, seed
         See `TrainConfig`. Files are packed unless `packed` says otherwise.
     optimizer : {"muon", "adamw"} or callable, optional
-        A callable gets the model and returns a `torch.optim.Optimizer`.
+        A callable takes the model and returns a `torch.optim.Optimizer`.
     schedule : {"linear", "cosine", "constant"} or callable, optional
-        A callable gets the step, counted from 0, and returns what the peak
-        learning rates are multiplied by.
+        A callable takes the step, counted from 0, and returns the factor on
+        the peak learning rates.
     validate : callable, optional
-        Gets the model and returns what joins the log; by default the loss
-        on held-out records.
+        Takes the model and returns a dict that is added to the log; by
+        default, the loss on held-out records.
     callbacks : sequence of Callback
         See `minimind_core.callbacks`.
     resume : bool
         Continue from the last checkpoint of an unfinished run, or of a
-        finished one that is to get more `steps`. What is not given is as
-        the run began.
+        finished one that is given more `steps`. Arguments that are not given
+        keep the values that the run started with.
     pth : bool, optional
         Also write MiniMind's native ``minimind.pth``.
     progress : bool
-        Print how far training is.
+        Print the progress of training.
     **settings
         Any other field of `TrainConfig`.
 
@@ -414,7 +414,7 @@ def pretrain(
     Raises
     ------
     ConfigError, DataError, PrecisionError, CheckpointError, OutputError
-        Before anything is written, wherever that can be known.
+        Before anything is written, where possible.
     """
     settings |= _given(
         steps=steps, batch_size=batch_size, seq_len=seq_len, packed=packed,
@@ -551,7 +551,7 @@ def sft(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Teach a pretrained model to answer.
+    """Fine-tune a pretrained model on conversations.
 
     Parameters
     ----------
@@ -561,18 +561,18 @@ def sft(
     out : path
         The new run folder.
     preset : str or Preset, optional
-        Whose settings to start from; the base's own if it is not given. A
-        base from elsewhere gets settings that suit its size, which are
-        shown before training starts.
+        Preset whose settings to start from; by default, those of the base. An
+        imported base gets settings that suit its size, which are shown
+        before training starts.
     config : TrainConfig or mapping, optional
-        The settings in place of the preset's, or some that differ from it.
+        All settings, or fields that override the preset's settings.
     data
         ``microworld`` (the default), ``microworld:zh``, ``.jsonl`` files of
         ``{"conversations": [{"role": ..., "content": ...}, ...]}``, such
         records in memory, or a `Source`.
     replay : float, optional
-        Share of rows taken from what the base was pretrained on, so that it
-        is not forgotten; with 0 that data is not needed.
+        Share of rows taken from the base's pretraining data, so that it is
+        not forgotten; with 0 that data is not needed.
     steps, batch_size, micro_batch_size, seq_len, optimizer, lr, schedule,
     save_every, device, dtype, seed, validate, callbacks, resume, pth,
     progress, **settings
@@ -650,18 +650,18 @@ def sft(
 
 
 def _replayed(base: str | Path, metadata: Record, plan: TrainConfig) -> Any:
-    """What the base was pretrained on, to be replayed."""
+    """Return the base's pretraining data, to be replayed."""
     if not metadata.get("data"):
         raise ConfigError(
-            f"{base} does not say what it was pretrained on, so nothing of "
-            "that can be replayed; use --replay 0"
+            f"{base} does not say what it was pretrained on, so that data "
+            "cannot be replayed; use --replay 0"
         )
     try:
         return open_source(metadata["data"], "text", seed=plan.seed)
     except DataError as error:
         raise DataError(
-            f"{error} (it is what {base} was pretrained on, of which "
-            f"{plan.replay:.0%} of the rows are to be replayed; without it, "
+            f"{error} (this is the pretraining data of {base}, from which "
+            f"{plan.replay:.0%} of the rows are replayed; to train without it, "
             "use --replay 0)"
         ) from None
 
@@ -704,28 +704,28 @@ def train_lora(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Teach an exported model a new skill through a LoRA adapter.
+    """Train a LoRA adapter on an exported model.
 
     Parameters
     ----------
     base : path
         A Hugging Face folder, as `export_hf` writes it.
     out : path
-        The adapter's folder, in peft's format. It names its base relative
-        to itself, so both may be moved together.
+        The adapter's folder, in peft's format. It stores the path of its base
+        relative to itself, so that both can be moved together.
     preset, config
         As in `sft`.
     data
         ``microworld`` (its new style, the default), ``microworld:zh``,
         ``.jsonl`` conversations, records in memory, or a `Source`.
     rank, alpha, dropout, use_rslora, use_dora
-        See `peft.LoraConfig`; by default rank 8, alpha 16 and none of the
-        others.
+        See `peft.LoraConfig`; by default rank 8, alpha 16 and the others
+        off.
     targets : "all-linear" or sequence of str, optional
-        Which layers are adapted; by name.
+        Names of the layers to adapt.
     replay : float, optional
         Share of rows from the microworld's ordinary conversations, so that
-        the old style is kept where it belongs.
+        the old style is not forgotten.
     steps, batch_size, micro_batch_size, seq_len, optimizer, lr, schedule,
     save_every, device, dtype, seed, validate, callbacks, resume, progress,
     **settings
@@ -734,7 +734,7 @@ def train_lora(
     Returns
     -------
     Run
-        Its ``model`` is the peft model, adapter on.
+        Its ``model`` is the peft model, with the adapter active.
 
     Raises
     ------
@@ -833,13 +833,14 @@ def train_lora(
 
 @dataclass(frozen=True)
 class Journey:
-    """The folders a journey has left, and how long each stage took.
+    """The folders of a journey, and how long each stage took.
 
     Attributes
     ----------
     path : Path
     seconds : dict of str to float
-        By stage, in order: tokenizer, pretrain, sft, hf, lora, merged.
+        Time of each stage, in order: tokenizer, pretrain, sft, hf, lora,
+        merged.
     """
 
     path: Path
@@ -865,29 +866,29 @@ def run_journey(
     resume: bool = False,
     progress: bool = True,
 ) -> Journey:
-    """From raw text to a merged, LoRA-adapted chat model.
+    """Run all stages, from raw text to a merged, LoRA-adapted chat model.
 
     Parameters
     ----------
     out : path
-        Gets the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
+        Receives the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
     preset : {"tiny", "small", "base"} or Preset
-        Shape, and the settings of each training.
+        Shape, and the settings of each stage.
     data
-        ``microworld`` or ``microworld:zh``, for what is not given below.
+        ``microworld`` or ``microworld:zh``, for data not given below.
     text, chat, lora_chat : paths, optional
         Your own documents, conversations, and conversations for LoRA.
         Without `lora_chat`, every tenth conversation of `chat` is kept for
         it and not used in fine-tuning.
     steps : int, optional
-        Of each of the three trainings.
+        Optimizer steps of each of the three trainings.
     device, dtype, seed
         As in `pretrain`.
     resume : bool
         Continue a journey that was stopped.
     progress : bool
-        Print what is done, and how far each training is.
+        Print each stage and the progress of each training.
 
     Returns
     -------
@@ -910,7 +911,7 @@ def run_journey(
     elif chosen_chat.paths and not chosen_chat.part:
         chosen_lora = replace(chosen_chat, part="tenth")
         chosen_chat = replace(chosen_chat, part="rest")
-    # Read every file to its end before the first second of training.
+    # Check every file to its end before any training starts.
     open_source(chosen_text, "text")
     open_source(chosen_chat, "conversations")
     open_source(chosen_lora, "skill")
@@ -949,7 +950,7 @@ def run_journey(
             ),
         ),
         "hf": (
-            "the same model as a Hugging Face package",
+            "the same model in the Hugging Face format",
             lambda: export_hf(out / "sft", out / "hf"),
         ),
         "lora": (
@@ -960,7 +961,7 @@ def run_journey(
             ),
         ),
         "merged": (
-            "the adapter is added to the model",
+            "the adapter is merged into the model",
             lambda: merge_lora(out / "lora", out / "merged"),
         ),
     }  # fmt: skip
@@ -976,8 +977,8 @@ def run_journey(
         say(f"{number}/{len(stages)} {name}: {about}")
         if name in trained:
             make()
-        # The others appear complete or not at all, so that they need not
-        # be made again if they are there.
+        # The other folders are written atomically, so that those that exist
+        # need not be made again.
         elif not (resume and (out / name).exists()):
             run_once(make)
         seconds[name] = round(time.perf_counter() - started, 1)

@@ -215,8 +215,8 @@ def write_metadata(
     folder : path
         An existing folder.
     values : mapping
-        ``stage``, ``data`` and any other metadata. The paths in ``data``, ``base`` and ``tokenizer`` are written relative
-        to `folder`.
+        ``stage``, ``data`` and any other metadata. The paths in ``data``,
+        ``base`` and ``tokenizer`` are written relative to `folder`.
     finished : bool
         False while the run is being trained.
 

@@ -1,4 +1,4 @@
-"""What this machine can do: the device, the dtype and why, what fits.
+"""Report what this machine can do: device, dtype, speed and memory.
 
     from minimind_core.system import doctor
     print(doctor().text)
@@ -33,22 +33,23 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Report:
-    """What `doctor` found.
+    """The report of `doctor`.
 
     Attributes
     ----------
     facts : DeviceFacts
     precision : Precision
     timings : StepTimings or None
-        Of a training step of the smallest preset, on a CPU with bfloat16.
+        Times of a training step of the smallest preset, on a CPU with
+        bfloat16.
     threads : ThreadChoice
-        For training the smallest preset now.
+        Number of threads for training the smallest preset now.
     versions : dict of str to str
     training_bytes : dict of str to int
         Estimated memory for training each preset at its own settings.
     warnings : list of str
     text : str
-        All of it, for people.
+        The whole report, for printing.
     """
 
     facts: DeviceFacts
@@ -62,7 +63,7 @@ class Report:
 
 
 def doctor(device: str = "auto", dtype: str = "auto") -> Report:
-    """Find out what this machine can do, and what to expect of it.
+    """Find out what this machine can do and what to expect of it.
 
     On a CPU that has bfloat16, a training step of the smallest preset is
     timed in both formats, unless this was done before.
@@ -79,7 +80,7 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
     Raises
     ------
     PrecisionError
-        If the device is not there.
+        If this machine has no such device.
     """
     facts = detect_device(device)
     tiny = PRESETS["tiny"]
@@ -148,7 +149,7 @@ def _speeds(facts: DeviceFacts, timings: StepTimings | None) -> list[str]:
 def _folder_bytes(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        # A training in another process may just be replacing it.
+        # Another process may be replacing the file right now.
         with contextlib.suppress(FileNotFoundError):
             if file.is_file():
                 total += file.stat().st_size
@@ -162,7 +163,7 @@ def _memory(facts: DeviceFacts) -> str:
 
 
 def _warnings() -> list[str]:
-    """Known traps of the installed packages."""
+    """Warnings about known problems of the installed packages."""
     found: list[str] = []
     if importlib.util.find_spec("torchao") is not None:
         try:

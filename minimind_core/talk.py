@@ -1,4 +1,4 @@
-"""Talking to a model: one answer, a stream of it, or a conversation.
+"""Chat with a model: one answer, a streamed answer, or a conversation.
 
     from minimind_core.talk import answer, chat_loop
     answer(model, tokenizer, [{"role": "user", "content": "Who are you?"}])
@@ -42,7 +42,7 @@ def answer(
     *,
     max_new_tokens: int = 128,
 ) -> str:
-    """The most likely answer to a conversation.
+    """Return the model's answer to a conversation, by greedy decoding.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def stream_answer(
     min_p: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """An answer piece by piece, as it is generated.
+    """Yield an answer piece by piece, as it is generated.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def stream_answer(
     Yields
     ------
     str
-        Whole characters only; the bytes of an unfinished one wait for the
-        rest of it.
+        Complete characters only; the bytes of an incomplete one are held
+        back until the rest of it follows.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def stream_answer(
     generator = torch.Generator(device).manual_seed(seed)
     stops = stop_token_ids(tokenizer)
     if not isinstance(model, MiniMind):
-        # Other models generate by their own means, in one go.
+        # Other models use their own generate, which returns all at once.
         room = position_limit(model) - len(ids)
         out = generate_tokens(
             model, prompt, max_new_tokens=min(max_new_tokens, room),
@@ -176,11 +176,11 @@ def chat_loop(
     folder : path
         A run, a Hugging Face folder or a LoRA adapter.
     prompt : str, optional
-        Answer this one and return, instead of asking for input.
+        Answer only this prompt, instead of reading input.
     max_new_tokens, temperature, top_k, top_p, min_p, seed
         As in `stream_answer`.
     device : str
-        ``auto`` takes a GPU if there is one.
+        ``auto`` uses a GPU if there is one.
     lines, out : text streams, optional
         Where to read from and write to; the terminal by default.
 

@@ -41,7 +41,7 @@ class Tracker(Protocol):
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """The part of a log record that can be drawn over the steps.
+    """Return the numbers in a log record.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def open_tracker(
     run : path
         Names the run, and gives it its settings once it is finished.
     project : str
-        Under which wandb and trackio show the run.
+        Project under which wandb and trackio list the run.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def open_tracker(
     """
     if name not in TRACKERS:
         raise TrackerError(
-            f"unknown tracker {name!r}; there is {', '.join(TRACKERS)}"
+            f"unknown tracker {name!r}; expected one of {', '.join(TRACKERS)}"
         )
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -118,17 +118,17 @@ def send(
     Parameters
     ----------
     run : path
-        Its log need not exist yet if it is followed.
+        With `follow`, its log need not exist yet.
     tracker : Tracker
-        From `open_tracker`, or an object of your own. It is finished
-        afterwards, whatever happens.
+        From `open_tracker`, or your own object. It is finished afterwards,
+        even after an error.
     follow : bool
-        Go on until the run is finished. A run that is resumed repeats the
-        steps after its checkpoint; they are not sent again.
+        Continue until the run has finished. A resumed run repeats the steps
+        after its checkpoint; they are not sent again.
     every : float
-        Seconds between two looks at the log.
+        Seconds between two reads of the log.
     patience : float
-        Seconds without anything new after which the run counts as dead.
+        Seconds without a new record after which the run counts as dead.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def send(
     sent, last, heard = 0, 0, time.monotonic()
     try:
         while True:
-            # Asked first, so that no record comes after the last look.
+            # Checked first, so that no record is missed after the last read.
             finished = is_finished(run)
             for record in read_log(run):
                 if record["step"] > last:
@@ -163,7 +163,7 @@ def send(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 2 is for what cannot be done."""
+    """Run from the command line; return the exit status, 2 for errors."""
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.tracking",
         description="Send a run's log to a tracker.",
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", required=True, choices=TRACKERS)
     parser.add_argument("--project", default="minimind", metavar="NAME")
     parser.add_argument(
-        "--follow", action="store_true", help="until the run is finished"
+        "--follow", action="store_true", help="until the run has finished"
     )
     options = parser.parse_args(arguments)
     try:

@@ -5,9 +5,9 @@
 
     torchrun --nproc-per-node 2 -m minimind_core pretrain --out runs/p
 
-The loop trains any module that is called like a Hugging Face causal model:
-a `MiniMind`, a `Qwen3ForCausalLM`, a peft model. Started by torchrun it is
-distributed; the global batch, and so the result, stays the same.
+The loop trains any module with the call signature of a Hugging Face causal
+model: a `MiniMind`, a `Qwen3ForCausalLM`, a peft model. Under torchrun it is
+distributed; the global batch, and therefore the result, stays the same.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ NO_EFFECT = {
     "log_every", "validate_every", "sample_every", "save_every",
     "on_nonfinite", "max_skipped",
 }  # fmt: skip
-"""Settings that a resumed run may change, because they do not change what
+"""Settings that a resumed run may change, because they do not affect what
 the steps compute."""
 
 ROUNDING = {"device", "dtype", "threads", "micro_batch_size"}
-"""Settings that a resumed run may change with a warning. They compute the
-same sums in another order or precision, so that the result is no longer the
-one of an uninterrupted run to the bit. They are compared as what they came
-to, not as what was asked for (`Trainer.runtime`)."""
+"""Settings that a resumed run may change with a warning. They change
+the order or precision of sums, so that the result no longer equals that of an
+uninterrupted run to the bit. The resolved values are compared, not the
+requested ones (`Trainer.runtime`)."""
 
 
 # --- progress --------------------------------------------------------------
@@ -84,7 +84,7 @@ to, not as what was asked for (`Trainer.runtime`)."""
 
 @dataclass
 class Progress:
-    """How far training is: a bar in a terminal, else lines of plain text.
+    """Shows progress: a bar in a terminal, otherwise lines of plain text.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Progress:
     stream : file or None
         None shows nothing.
     every : float
-        Seconds between two lines, where it is no terminal.
+        Seconds between two lines, if `stream` is not a terminal.
     """
 
     title: str
@@ -105,7 +105,7 @@ class Progress:
     bar: Any = None
 
     def show(self, record: Record, *, last: bool = False) -> None:
-        """Show a log record, if it is time to."""
+        """Show a log record, if enough time has passed."""
         if self.stream is None:
             return
         loss = record["loss"]
@@ -169,23 +169,24 @@ class Trainer:
     precision : Precision, optional
         Resolved from the config if not given.
     optimizer : Optimizer or callable, optional
-        In place of the config's; a callable gets the model and returns one.
+        Replaces the config's; a callable takes the model and returns one.
     schedule : callable, optional
-        In place of the config's: gets the number of the step, counted from
-        0, and returns what every peak learning rate is multiplied by.
+        Replaces the config's: takes the number of the step, counted from 0,
+        and returns the factor on every peak learning rate.
     callbacks : sequence of Callback
         Called at fixed places, see `minimind_core.callbacks`.
     validate, sample : callable, optional
-        Called with the model every so many steps and at the end; what they
-        return joins the log.
+        Called with the model at regular intervals and at the end; the dict
+        that they return is added to the log.
     out : path, optional
-        Where ``log.jsonl`` and checkpoints go; nothing is written without.
+        Folder for ``log.jsonl`` and checkpoints; without it, nothing is
+        written.
     title : str
         Of the progress bar.
     progress : bool
     state : dict, optional
-        Kept in every checkpoint and compared on resuming, such as the digest
-        of the tokenizer.
+        Stored in every checkpoint and compared on resuming; for example,
+        the digest of the tokenizer.
     pad_token_id : int
 
     Attributes
@@ -193,14 +194,14 @@ class Trainer:
     step : int
         Optimizer steps done.
     tokens, supervised_tokens : int
-        Tokens read so far, without padding, and those the loss was taken at.
+        Tokens read so far, without padding, and supervised tokens so far.
     history : list of dict
         The log.
     stopped : str
-        Why the run has ended before its last step; empty if it has not.
+        Why the run was stopped early; empty if it was not.
     skipped_steps : int
-        Steps in which the optimizer was not moved, because the loss or a
-        gradient was not finite.
+        Steps that the optimizer did not take, because the loss or a gradient
+        was not finite.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Trainer:
         precision = precision or resolve(config.device, config.dtype)
         self.device = local_device(precision.device)
         self.processes = join_processes(self.device)
-        # Each process may have measured, and so chosen, something else.
+        # Each process may have measured, and therefore chosen, differently.
         self.precision = self.processes.broadcast(precision)
         self._use_threads(config.threads or torch.get_num_threads())
         if not self.processes.is_main:
@@ -274,9 +275,9 @@ class Trainer:
             torch.set_num_threads(count)
 
     def fit(self) -> list[Record]:
-        """Train from the current step to the last.
+        """Train from the current step to the last one.
 
-        At the end the last checkpoint is written, from which the run can be
+        A final checkpoint is written at the end, from which the run can be
         continued with more steps.
 
         Returns
@@ -323,14 +324,14 @@ class Trainer:
         Parameters
         ----------
         reason : str
-            Shown, and written into the log and the run folder.
+            Shown to the user, and recorded in the log and the metadata.
         """
         self.stopped = reason or "stopped"
 
     def train_step(self, module: nn.Module) -> Record:
-        """One optimizer step over one global batch.
+        """Take one optimizer step over one global batch.
 
-        Each token of the global batch counts the same, however it was split
+        Each token of the global batch has equal weight, however it was split
         into micro-batches and processes: every partial loss is a sum over
         its tokens, divided by the number of tokens in the whole batch.
 
@@ -344,8 +345,8 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If the loss or the norm is not finite, before the optimizer is
-            moved; see ``TrainConfig.on_nonfinite``.
+            If the loss or the norm is not finite, before the optimizer
+            step; see ``TrainConfig.on_nonfinite``.
         """
         oldest = getattr(self.stream, "oldest", None)
         rows = next_rows(self.stream, self.config.batch_size)
@@ -371,8 +372,8 @@ class Trainer:
         # first.
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model, self.config.max_grad_norm)
-        # The one place in a step where the program waits for the device:
-        # both numbers come in one transfer.
+        # This is the only synchronisation with the device in a step: both
+        # numbers are transferred together.
         loss, size = torch.stack([total, norm.to(total)]).tolist()
         finite = self._may_step(loss, size, oldest)
         record: Record = {
@@ -409,12 +410,12 @@ class Trainer:
         return {"lr": base * scale, **named}
 
     def _may_step(self, loss: float, norm: float, oldest: Any) -> bool:
-        """Whether the optimizer may be moved; raises if the run must end."""
+        """Whether the optimizer may step; raises if the run must end."""
         if math.isfinite(loss) and math.isfinite(norm):
             self._skipped_in_a_row = 0
             return True
-        # An overflow of scaled float16 gradients is how the scaler finds
-        # its scale. A loss that is not finite is none of its making.
+        # The scaler finds its scale by overflows of scaled gradients, so
+        # these are no error. A non-finite loss has another cause.
         overflow = self.scaler.is_enabled() and math.isfinite(loss)
         if not overflow and self.config.on_nonfinite == "stop":
             what = "the gradient norm" if math.isfinite(loss) else "the loss"
@@ -440,7 +441,7 @@ class Trainer:
         return False
 
     def _place(self, oldest: Any) -> str:
-        """Where in the data the batch of this step comes from."""
+        """Describe which part of the data this step's batch comes from."""
         size = self.config.batch_size
         first = self.step * size
         place = f"rows {first} to {first + size - 1} of the data stream"
@@ -467,18 +468,18 @@ class Trainer:
         )
 
     def _require_finite(self) -> None:
-        """Refuse to save weights that the last update has destroyed."""
+        """Raise an error if the last update made any weight non-finite."""
         state = self.optimizer.state_dict()
         if all_finite((self.learned(), state["state"])):
             return
         raise TrainingError(
-            f"step {self.step}: its update has made weights, or what the "
-            "optimizer keeps of them, infinite or not a number. "
+            f"step {self.step}: its update has made weights, or the "
+            "optimizer's state, infinite or not a number. "
             f"{self._advice()}"
         )
 
     def _micro_batches(self, rows: list[Row]) -> list[list[Row]]:
-        """This process's share of a global batch, in passes."""
+        """Split this process's share of a global batch into micro-batches."""
         mine = rows[self.processes.rank :: self.processes.world]
         size = self.config.micro_batch_size or len(mine)
         return [mine[at : at + size] for at in range(0, len(mine), size)]
@@ -499,7 +500,7 @@ class Trainer:
     # --- the log ---
 
     def _finish_step(self, record: Record) -> None:
-        """Callbacks, validation and the log, after an optimizer step."""
+        """Run callbacks and validation, and write the log, after a step."""
         config = self.config
         record |= {
             "tokens": self.tokens,
@@ -543,7 +544,7 @@ class Trainer:
             )
 
     def _run_checks(self, checks: Sequence[Check]) -> Record:
-        """What validation finds, in the main process and known to all."""
+        """Run checks in the main process; all processes get the result."""
 
         def run() -> Record:
             found: Record = {}
@@ -556,7 +557,7 @@ class Trainer:
         return self.processes.once(run)
 
     def _agree_on_stopping(self) -> None:
-        """If one process is to stop, all must, or they would wait for it."""
+        """Stop all processes if one stops, since the others would hang."""
         if self.processes.any(bool(self.stopped)) and not self.stopped:
             self.stopped = "another process has stopped"
 
@@ -570,7 +571,7 @@ class Trainer:
     # --- checkpoints ---
 
     def learned(self) -> dict[str, Tensor]:
-        """The trainable parameters, by name; a tied one once."""
+        """Return the trainable parameters by name; tied ones only once."""
         return {
             name: parameter.detach()
             for name, parameter in self.model.named_parameters()
@@ -578,7 +579,7 @@ class Trainer:
         }
 
     def runtime(self) -> Record:
-        """What the bits of the result depend on, besides the settings.
+        """Return what results depend on, to the bit, besides the settings.
 
         Returns
         -------
@@ -598,7 +599,7 @@ class Trainer:
         }
 
     def metadata(self) -> Record:
-        """What a finished run folder says of its training."""
+        """Return the metadata of a finished run."""
         found: Record = {
             "seed": self.config.seed,
             "steps": self.step,
@@ -615,8 +616,8 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint from which this run continues to the bit.
 
-        The one before is kept until the next is written, so that there is
-        always another to go back to.
+        The previous checkpoint is kept until the next is written, so that
+        there is always one to fall back to.
 
         Returns
         -------
@@ -667,7 +668,7 @@ class Trainer:
         return folder
 
     def _random_state(self) -> dict[str, Tensor]:
-        """Of the generators that this process uses."""
+        """State of the random generators that this process uses."""
         states = {"cpu": torch.get_rng_state()}
         kind = torch.device(self.device).type
         if kind == "cuda":
@@ -679,7 +680,7 @@ class Trainer:
     def _set_random_state(self, saved: list[dict[str, Tensor]]) -> None:
         rank = self.processes.rank
         if rank >= len(saved):
-            # A process that was not there before. Its dropout should be no
+            # A process that did not exist before. Its dropout should not be a
             # copy of another's.
             torch.manual_seed(hash((self.config.seed, self.step, rank)))
             return
@@ -695,12 +696,12 @@ class Trainer:
     def resume(self, folder: str | Path) -> None:
         """Continue from a checkpoint.
 
-        The run must have the settings it began with, except for those that
-        do not change what is computed. It may be given more steps: the
+        The run must have the settings it started with, except for those that
+        do not affect what is computed. It may be given more steps. The
         learning rate then follows the schedule of the longer run from here
-        on, although its first steps followed that of the shorter one. With
+        on, although the first steps followed that of the shorter one. With
         ``dtype="auto"`` and without ``threads`` it takes the number format
-        and the threads that the run began with.
+        and the threads that the run started with.
 
         Parameters
         ----------
@@ -737,7 +738,7 @@ class Trainer:
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
         self.optimizer.load_state_dict(training["optimizer"])
-        # Empty when the run so far needed no scaler; a new one then starts.
+        # Empty if the run needed no scaler so far; then a new one is used.
         if training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
         self.stream.load_state_dict(state["data"])
@@ -778,11 +779,12 @@ class Trainer:
             )
 
     def _adopt(self, runtime: Record) -> None:
-        """Compute as the run began, where nothing else was asked for."""
+        """Adopt the run's dtype and threads, unless others were requested."""
         dtype = runtime["dtype"]
         if self.config.dtype == "auto" and dtype != self.precision.dtype:
             with warnings.catch_warnings():
-                # If this device cannot, the warning below says so.
+                # If the device does not support it, the warning below says
+                # so.
                 warnings.simplefilter("ignore", UserWarning)
                 precision = resolve(
                     self.precision.device, dtype,
@@ -808,7 +810,7 @@ class Trainer:
             )
 
     def _rewind_log(self) -> None:
-        """Forget what was logged after the checkpoint."""
+        """Remove the log records after the checkpoint."""
         assert self.out is not None
         path = self.out / LOG_FILE
         self.history = [

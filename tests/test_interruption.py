@@ -149,7 +149,7 @@ def test_resume_without_a_checkpoint_says_so(tmp_path, tokenizer, capsys):
     out = tmp_path / "run"
     settings = {**SETTINGS, "steps": 2, "save_every": 0}
     pretrain(out, tokenizer=tokenizer, resume=True, **settings)
-    assert "no checkpoint, starting afresh" in capsys.readouterr().out
+    assert "no checkpoint, starting over" in capsys.readouterr().out
     before = weights(out)
     times = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     run = pretrain(out, tokenizer=tokenizer, resume=True, **settings)

@@ -1,12 +1,12 @@
-"""The trained models the book talks about, from a cache or made now.
+"""The trained models of the book, from the cache or trained on demand.
 
     from minimind_core.book.stages import get_stage
     folder = get_stage("sft")          # instantly, or after a few minutes
 
     python -m minimind_core.book       # train everything the pages need
 
-The cache is keyed on the code that makes a model: an edit to it trains anew,
-an edit to a comment or a docstring does not.
+The cache key includes a digest of the code that trains a model. An edit to
+that code retrains the models; an edit to a comment or a docstring does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minimind_core.run import is_finished
 from minimind_core.tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
-"""In the order they are made, each from the ones before it."""
+"""In training order; each stage needs the ones before it."""
 
 # Modules that a trained model does not depend on.
 BESIDE = {
@@ -45,10 +45,10 @@ KEEP = 3
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """A short name for the code that makes a trained model.
+    """Return a digest of the code that makes a trained model.
 
-    Comments and docstrings do not count, nor do modules that only show or
-    start things; the version of torch does.
+    It ignores comments, docstrings and modules that only display results or
+    start training; it includes the version of torch.
     """
     root = Path(minimind_core.__file__).parent
     files = [
@@ -60,14 +60,14 @@ def code_digest() -> str:
 
 
 def digest(files: Iterable[Path], start: str) -> str:
-    """A short name for what the code in files does.
+    """Return a digest of the code in files, without comments.
 
     Parameters
     ----------
     files : iterable of path
         Python files of this package.
     start : str
-        Something else that the name shall depend on.
+        Further text that the digest depends on.
     """
     root = Path(minimind_core.__file__).parent
     found = hashlib.sha256(start.encode())
@@ -96,7 +96,7 @@ def get_stage(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """The folder of a trained stage.
+    """Return the folder of a trained stage, training it if necessary.
 
     Parameters
     ----------
@@ -107,12 +107,12 @@ def get_stage(
         ``microworld`` or ``microworld:zh``.
     seed : int
     progress : bool
-        Print a progress line if it has to be trained now.
+        Print progress if it has to be trained now.
 
     Returns
     -------
     Path
-        Not to be written to.
+        Do not write to this folder.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def get_stage(
     """
     if name not in STAGES:
         raise ConfigError(
-            f"unknown stage {name!r}; there is {', '.join(STAGES)}"
+            f"unknown stage {name!r}; expected one of {', '.join(STAGES)}"
         )
     size = get_preset(preset).name
     spec = parse_data(data)
@@ -130,7 +130,7 @@ def get_stage(
         key += f"-{size}"
     base = cache_folder() / "stages"
     folder = base / key
-    # Two notebooks may ask at once: the second waits for the first.
+    # If two notebooks ask at once, the second waits for the first.
     with locked(base, key):
         fresh = not folder.exists()
         for stage in STAGES[: STAGES.index(name) + 1]:
@@ -142,7 +142,7 @@ def get_stage(
 
 @contextlib.contextmanager
 def locked(base: Path, key: str) -> Iterator[None]:
-    """Let one process at a time make what is called `key` in a folder."""
+    """Hold a file lock, so that only one process at a time makes `key`."""
     from filelock import FileLock
 
     base.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _make(
 
 
 def _forget_old(base: Path, newest: Path) -> None:
-    """Keep the stages of a few versions of the code only."""
+    """Remove all stages but those of the last few versions of the code."""
     suffix = newest.name.partition("-")[2]
     folders = [f for f in base.glob(f"*-{suffix}") if f.is_dir()]
     folders.sort(key=lambda f: f.stat().st_mtime)

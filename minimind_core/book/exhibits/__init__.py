@@ -1,10 +1,10 @@
-"""Bugs, kept alive where they can do no harm.
+"""Reproductions of real bugs, isolated from the rest of the package.
 
-Each module shows defects of one kind, written anew as small functions: what
-they compute is wrong in the way that the original was. None of it is used by
-anything else in the package; the book runs it beside the right way, and
-tests hold that the package does not do the same. Each exhibit can measure
-itself in a second or two, on the small things in `bench`.
+Each module reproduces defects of one kind in small, newly written functions,
+which are wrong in the same way as the original. Nothing else in the package
+uses them. The book runs each one beside the correct code, and tests check that
+the package does not have the same defect. Each exhibit can be measured in a
+second or two, on the small models and data in `bench`.
 """
 
 from minimind_core.book.exhibits.catalogue import Exhibit, catalogue

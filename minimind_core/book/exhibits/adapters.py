@@ -1,12 +1,12 @@
-"""LoRA gone wrong: layers left out, a scale forgotten, a forward patched.
+"""LoRA gone wrong: missing layers, no scale, a patched `forward`.
 
     from minimind_core.book.exhibits.adapters import apply_patched
     square_layers(model)               # the layers that upstream adapts
     apply_patched(model, rank=8)       # as upstream does it
 
-Upstream's way in our own words: a layer is adapted if it is square; the
-change is B A, whatever the rank; and it is switched on by giving the layer
-another `forward` that remembers the old one.
+These functions reproduce upstream's method in our own code: a layer is adapted
+if it is square; the update is B A, whatever the rank; and it is activated by
+replacing the layer's `forward` with one that calls the old one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from minimind_core.model import MiniMind
 
 
 def square_layers(model: nn.Module) -> list[str]:
-    """The linear layers with as many outputs as inputs.
+    """Return the names of linear layers with as many outputs as inputs.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def square_layers(model: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        What a condition on the shape adapts, instead of one on the name.
+        The layers that are adapted if they are chosen by shape.
     """
     return [
         name
@@ -55,12 +55,12 @@ def square_layers(model: nn.Module) -> list[str]:
 
 
 class UnscaledChange(nn.Module):
-    """B A without alpha / rank: a larger rank is a larger change.
+    """The update B A without the scale alpha / rank.
 
     Parameters
     ----------
     width : int
-        Of the square layer.
+        Width of the square layer.
     rank : int
     """
 
@@ -72,7 +72,7 @@ class UnscaledChange(nn.Module):
         nn.init.zeros_(self.B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The change alone: (..., width) to (..., width)."""
+        """Apply only the update: (..., width) to (..., width)."""
         change: Tensor = self.B(self.A(x))
         return change
 
@@ -105,7 +105,7 @@ def _patched(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     base = layer.forward
     change: Callable[[Tensor], Tensor] = layer.lora  # type: ignore
 
-    # What it calls it keeps to itself, where no copy of a model looks.
+    # The closure keeps a reference that copying the model does not change.
     def forward(x: Tensor) -> Tensor:
         return base(x) + change(x)
 
@@ -114,7 +114,7 @@ def _patched(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def half_merge(weight: Tensor, change: Tensor) -> Tensor:
-    """Merge as upstream saves: both halves in float16, then added.
+    """Merge as upstream does: convert both parts to float16, then add.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def half_merge(weight: Tensor, change: Tensor) -> Tensor:
 
 
 def measure_square() -> Measured:
-    """Which share of MiniMind-3's linear layers is adapted."""
+    """The share of MiniMind-3's linear layers that is adapted."""
     with torch.device("meta"):
         model = MiniMind(ModelConfig(intermediate_size=2432))
         bug, fix = len(square_layers(model)), len(apply_lora(model))
@@ -146,7 +146,7 @@ def measure_square() -> Measured:
 
 
 def measure_alpha() -> Measured:
-    """How the change grows if the rank does, all parts being equal."""
+    """How the update grows with the rank if all entries are equal."""
 
     def size(rank: int, scaled: bool) -> float:
         layer = LoRALinear(nn.Linear(8, 8, bias=False), rank, alpha=16)
@@ -167,7 +167,7 @@ def measure_alpha() -> Measured:
 
 
 def measure_copy() -> Measured:
-    """What a copy answers after the original has gone on learning."""
+    """How training the original changes the output of a copy."""
 
     def moved(adapt: Callable[[nn.Module], object]) -> float:
         model, ids = new_model(), random_ids(2, 20)
@@ -233,7 +233,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="missing-alpha",
-        title="A change that grows with its rank",
+        title="An update that grows with its rank",
         commit="d65ef2c",
         date="2026-08-21",
         place="model/model_lora.py:17-18",
@@ -243,7 +243,7 @@ EXHIBITS = (
         kind=Kind.TIME,
         noticed=Notice.ODD,
         cost="The same learning rate moves the model further the larger the "
-        "rank is, so ranks cannot be compared, and each wants a new rate.",
+        "rank is, so ranks cannot be compared, and each needs its own rate.",
         fix="Scale the change by alpha / rank.",
         measure=measure_alpha,
         test="tests/test_exhibits_adapters.py::"
@@ -264,9 +264,9 @@ EXHIBITS = (
         came="2025-02-09 58e3af0",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="A deep copy of an adapted model goes on using the original's "
-        "base and adapter; what it learns itself it never uses.",
-        fix="Replace the module by one that holds the base and the change.",
+        cost="A deep copy of an adapted model still uses the original's base "
+        "and adapter; its own trained weights are never used.",
+        fix="Replace the module with one that holds the base and the update.",
         measure=measure_copy,
         test="tests/test_exhibits_adapters.py::"
         "test_a_copy_of_ours_uses_its_own_weights",

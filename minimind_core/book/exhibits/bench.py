@@ -1,11 +1,11 @@
-"""The small things on which bugs are measured: models, batches, a tokenizer.
+"""Small models, batches and a tokenizer on which bugs are measured.
 
     from minimind_core.book.exhibits.bench import new_model, read_model
-    new_model()                        # two layers, at its random start
-    model, tokenizer = read_model()    # the same, having learnt a sentence
+    new_model()                        # two layers, randomly initialised
+    model, tokenizer = read_model()    # trained on one sentence
 
-Nothing here is wrong. All of it is made in a second or two, so that a bug
-can be measured without a trained model from the cache.
+This module contains no bugs. Everything in it takes a second or two, so that
+a bug can be measured without a trained model from the cache.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ SHAPE = ModelConfig(
 
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
-    """Draw the same numbers each time, and leave torch's own alone."""
+    """Seed torch's generator, and restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def new_model(seed: int = 0, **changes: object) -> MiniMind:
-    """A model of two small layers at its random start.
+    """Return a randomly initialised model of two small layers.
 
     Parameters
     ----------
     seed : int
         The same one gives the same weights.
     **changes
-        Of its `ModelConfig`.
+        Changed fields of its `ModelConfig`.
     """
     with seeded(seed):
         return MiniMind(SHAPE.replace(**changes))
 
 
 def random_ids(*shape: int, vocab_size: int = 300, seed: int = 1) -> Tensor:
-    """Ids of ordinary tokens, the same ones each time."""
+    """Return random ids of ordinary tokens, from a fixed seed."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(9, vocab_size, shape, generator=draw)
 
@@ -66,7 +66,7 @@ def random_ids(*shape: int, vocab_size: int = 300, seed: int = 1) -> Tensor:
 def learn(
     model: torch.nn.Module, ids: Tensor, steps: int, part: str = ""
 ) -> None:
-    """Some steps of AdamW on one batch.
+    """Train a model for some steps of AdamW on one batch.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def learn(
     ids : Tensor of int64, shape (batch, time)
     steps : int
     part : str
-        Only parameters with this in their name learn.
+        Only parameters with this in their name are trained.
     """
     some = [p for name, p in model.named_parameters() if part in name]
     optimizer = torch.optim.AdamW(some, lr=1e-2, weight_decay=0.0)
@@ -87,13 +87,13 @@ def learn(
 
 @lru_cache(maxsize=1)
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 300 tokens that has read a sentence and some code."""
+    """Return a tokenizer of 300 tokens, trained on a sentence and some code."""
     return train_tokenizer([SENTENCE, INDENTED] * 50, 300)
 
 
 @lru_cache(maxsize=1)
 def read_model() -> tuple[MiniMind, PreTrainedTokenizerFast]:
-    """A model that has read one sentence until it knows it, and its end.
+    """Return a model that was overfitted to one sentence and its end.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What is known about each bug on show.
+"""The catalogue of bugs: where each one was and what it does.
 
     from minimind_core.book.exhibits import catalogue
     for exhibit in catalogue():
@@ -15,13 +15,13 @@ from importlib import import_module
 
 UPSTREAM = "https://github.com/jingyaogong/minimind"
 LICENCE = "Apache-2.0"
-"""Of the lines that are quoted."""
+"""License of the quoted lines."""
 
 
 class Kind(Enum):
-    """What a bug costs, the dearest first.
+    """What a bug costs, most expensive first.
 
-    A bug that costs several things is listed under the dearest.
+    A bug with several costs is listed under the most expensive one.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Kind(Enum):
 
     WRONG = (
         "a wrong result",
-        "What comes out is not what was asked for, and looks like it.",
+        "The result is wrong, but looks right.",
     )
     TRAINING = (
         "lost training",
@@ -52,7 +52,7 @@ class Kind(Enum):
     )
     LUCK = (
         "nothing, by luck",
-        "Another bug makes up for it, as long as nobody mends that one.",
+        "Another bug compensates for it, as long as that one is not fixed.",
     )
 
     def __init__(self, label: str, meaning: str) -> None:
@@ -61,12 +61,12 @@ class Kind(Enum):
 
     @property
     def rank(self) -> int:
-        """0 for the dearest."""
+        """0 for the most expensive."""
         return list(Kind).index(self)
 
 
 class Notice(Enum):
-    """What tells you that a bug is there, if you do not look for it."""
+    """What reveals a bug to a user who does not look for it."""
 
     NOTHING = "nothing"
     ODD = "something odd to see"
@@ -80,16 +80,16 @@ class Notice(Enum):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a bug did on this machine, beside the right way.
+    """What a bug did on this machine, beside the correct code.
 
     Parameters
     ----------
     what : str
-        What was looked at.
+        The quantity that was measured.
     bug, fix : str
-        How it came out as it was written, and put right.
+        The results of the original code and of the fixed code.
     holds : bool
-        Whether the two differ in the way that is claimed.
+        Whether the two differ as claimed.
     """
 
     what: str
@@ -100,44 +100,44 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """One bug: where it was, what it does, and what keeps it away.
+    """One bug: where it was, what it does, and which test prevents it.
 
     Parameters
     ----------
     key : str
         A short name, unique, as used in links.
     title : str
-        What it looks like from outside, in a few words.
+        Its visible effect, in a few words.
     commit : str
-        Of upstream, where it can be seen.
+        A commit of upstream that contains it.
     date : str
-        Of that commit, as ``YYYY-MM-DD``.
+        Date of that commit, as ``YYYY-MM-DD``.
     place : str
         ``file:line`` at that commit.
     quote : str
-        The line or lines at that place, without their indentation; what
-        is left out is marked by ``...``.
+        The line or lines at that place, without their indentation;
+        omissions are marked by ``...``.
     came : str
-        When what is wrong first stood there, as ``YYYY-MM-DD commit``.
+        When the bug was introduced, as ``YYYY-MM-DD commit``.
     gone : str
-        When upstream put it right, as ``YYYY-MM-DD commit``, or a pull
-        request in place of the commit; empty if it stood there at the last
-        commit that was checked.
+        When upstream fixed it, as ``YYYY-MM-DD commit``, or with a pull
+        request in place of the commit; empty if it was still there in the
+        last commit that was checked.
     kind : Kind
         What it costs.
     noticed : Notice
-        What tells of it.
+        What reveals it.
     cost : str
-        What it does to somebody who does not know of it.
+        Its effect on a user who does not know about it.
     fix : str
         What to do instead.
     measure : callable
-        Runs the bug and the right way, in a second or two.
+        Runs the bug and the correct code, in a second or two.
     test : str
-        The test that fails when the bug is put into the package:
+        The test that fails if the package has the bug:
         ``tests/file.py::name``.
     page : str
-        The book's page on which it runs, such as ``04_precision``.
+        The book's page that runs it, such as ``04_precision``.
     """
 
     key: str
@@ -165,17 +165,17 @@ class Exhibit:
 
     @property
     def came_url(self) -> str:
-        """The commit that brought it."""
+        """The commit that introduced it."""
         return _change(self.came)
 
     @property
     def gone_url(self) -> str:
-        """The commit or pull request that put it right, if there is one."""
+        """The commit or pull request that fixed it, if there is one."""
         return _change(self.gone)
 
     @property
     def anchor(self) -> str:
-        """Where on its page it is shown."""
+        """The anchor on its page."""
         return f"exhibit-{self.key}"
 
     @property

@@ -1,4 +1,4 @@
-"""Bugs between a text and a batch: what is cut, filled and misread.
+"""Bugs between text and batch: truncation, padding, forged tokens.
 
     from minimind_core.book.exhibits.data import cut_and_pad, parse_markers
     cut_and_pad(list(range(9, 1008))).input_ids[-1]   # 2, "the end"
@@ -31,20 +31,20 @@ MAX_SEQ_LEN = 340
 def cut_and_pad(
     text_ids: list[int], max_length: int = MAX_SEQ_LEN
 ) -> Encoded:
-    """One document a row: too long is cut off, too short is filled up.
+    """Put one document per row, truncated or padded to a fixed length.
 
     Parameters
     ----------
     text_ids : list of int
         A document's tokens, without begin and end.
     max_length : int
-        Of every row.
+        Length of every row.
 
     Returns
     -------
     Encoded
-        With an end token, also where the text did not end; labels are
-        ignored wherever there is the *id* of padding.
+        It ends with an end token even if the text was truncated. Every label
+        that equals the padding *id* is ignored.
     """
     ids = [BOS_ID, *text_ids[: max_length - 2], EOS_ID]
     ids += [PAD_ID] * (max_length - len(ids))
@@ -55,7 +55,7 @@ def cut_and_pad(
 def parse_markers(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> list[int]:
-    """Ids of a text in which special tokens' strings mean the tokens.
+    """Encode a text so that special tokens' strings become the tokens.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def parse_markers(
     Returns
     -------
     list of int
-        What `transformers` gives by default.
+        The result of `transformers` by default.
     """
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -74,7 +74,7 @@ def parse_markers(
 
 
 def measure_cut() -> Measured:
-    """What is left of a document of 1,001 tokens."""
+    """How many tokens are kept of a document of 1,001."""
     document = list(range(9, 1008))
     bug = len(cut_and_pad(document).input_ids)
     whole = [BOS_ID, *document, EOS_ID]
@@ -89,7 +89,7 @@ def measure_cut() -> Measured:
 
 
 def measure_markers() -> Measured:
-    """End tokens in a sentence that is about one."""
+    """The number of end tokens in a sentence that mentions one."""
     tokenizer = small_tokenizer()
     said = "In ChatML a turn ends with <|im_end|> and a line break."
     bug = parse_markers(tokenizer, said).count(EOS_ID)
@@ -119,8 +119,8 @@ EXHIBITS = (
         cost="Of a document of 1,001 tokens 340 are kept and the rest is "
         "never seen, with an end token where the text did not end; a short "
         "document fills its row with padding, which is computed for nothing.",
-        fix="Pack documents into rows, go on with a long one in the next "
-        "row, and let tokens see their own document only.",
+        fix="Pack documents into rows, continue a long one in the next row, "
+        "and let tokens attend only to their own document.",
         measure=measure_cut,
         test="tests/test_exhibits_data.py::"
         "test_rows_lose_no_token_and_end_only_where_a_document_ends",
@@ -140,8 +140,8 @@ EXHIBITS = (
         noticed=Notice.NOTHING,
         cost="The string <|im_end|> in a plain text becomes the real end of "
         "a document, and <|endoftext|> becomes padding without a label.",
-        fix="Encode text with a tokenizer that has no special tokens, and "
-        "put those in by their ids.",
+        fix="Encode text with a tokenizer without special tokens, and insert "
+        "those by their ids.",
         measure=measure_markers,
         test="tests/test_tokenizer.py::test_a_marker_in_text_is_text",
         page="02_tokens",

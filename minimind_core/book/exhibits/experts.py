@@ -1,11 +1,11 @@
-"""A router that does not learn from the loss.
+"""A mixture-of-experts router that gets no gradient from the loss.
 
     from minimind_core.book.exhibits.experts import mix, router_gradient
     router_gradient(1, always=True)    # about 1e-9
 
-In a mixture of experts a router gives each token a few of several networks,
-and weighs their outputs. This package has no such model; the few lines that
-go wrong are here.
+In a mixture of experts, a router sends each token to a few of several
+networks and weights their outputs. This package has no such model; this
+module contains only the few lines that go wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def mix(
     *,
     always: bool,
 ) -> Tensor:
-    """Send each token to its best experts, and add up what they say.
+    """Send each token to its best experts, and sum their weighted outputs.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def mix(
     chosen : int
         Experts per token.
     always : bool
-        Make the weights of the chosen add up to one also where there is
-        only one of them: it is then divided by itself.
+        Normalise the weights of the chosen experts even if there is only
+        one, whose weight is then divided by itself.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def mix(
 
 
 def router_gradient(chosen: int, *, always: bool) -> float:
-    """The length of the gradient that reaches the router from a loss.
+    """Return the norm of the gradient that the router gets from a loss.
 
     Parameters
     ----------
@@ -78,11 +78,11 @@ def router_gradient(chosen: int, *, always: bool) -> float:
 
 
 def measure_router() -> Measured:
-    """What the loss tells the router, with one expert a token."""
+    """The router's gradient with one expert per token."""
     bug = router_gradient(1, always=True)
     fix = router_gradient(1, always=False)
     return Measured(
-        "gradient of the loss at the router, one expert a token",
+        "gradient of the loss at the router, one expert per token",
         f"{bug:.0e}", f"{fix:.0e}", bug < 1e-6 < 1e-3 < fix,
     )  # fmt: skip
 
@@ -100,10 +100,10 @@ EXHIBITS = (
         gone="2026-09-17 #859",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="With one expert a token the weight is divided by itself: it is "
-        "1 whatever the router says. Only the penalty for uneven use still "
+        cost="With one expert per token the weight is divided by itself, so it "
+        "is always 1. Only the penalty for uneven use still "
         "reaches the router, so experts stay alike.",
-        fix="Let weights add up to one only where there are several.",
+        fix="Normalise the weights only if there are several.",
         measure=measure_router,
         test="tests/test_exhibits_experts.py::"
         "test_a_router_hears_the_loss_however_many_are_chosen",

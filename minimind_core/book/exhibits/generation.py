@@ -1,8 +1,8 @@
 """Bugs on the way from logits to text.
 
     from minimind_core.book.exhibits.generation import divide_always
-    divide_always(logits, 0)           # infinities, and no distribution
-    drop_cache(model, ids, cache)      # as if nothing had come before
+    divide_always(logits, 0)           # infinities instead of logits
+    drop_cache(model, ids, cache)      # ignores all earlier tokens
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minimind_core.tokenizer import encode_document
 
 
 def divide_always(logits: Tensor, temperature: float) -> Tensor:
-    """Apply the temperature without asking whether it is zero.
+    """Apply the temperature without checking whether it is zero.
 
     Parameters
     ----------
@@ -33,22 +33,22 @@ def divide_always(logits: Tensor, temperature: float) -> Tensor:
     Returns
     -------
     Tensor
-        At zero infinite: several tokens are then "the largest", and a
-        softmax over them is NaN.
+        At temperature zero these are infinite: several tokens then share
+        the maximum, and a softmax over them is NaN.
     """
     return logits / temperature
 
 
 def drop_cache(model: MiniMind, new: Tensor, cache: KVCache) -> Tensor:
-    """Take the new tokens, and no notice of the cache that comes with them.
+    """Run the model on the new tokens and ignore the cache.
 
     Parameters
     ----------
     model : MiniMind
     new : Tensor of int64, shape (batch, time)
-        Only what is not in the cache yet.
+        The tokens that are not in the cache yet.
     cache : KVCache
-        Not looked at.
+        Ignored.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def drop_cache(model: MiniMind, new: Tensor, cache: KVCache) -> Tensor:
 
 
 def measure_zero() -> Measured:
-    """What temperature 0 makes of four logits, sampled and not."""
+    """Temperature 0 on four logits, with and without sampling."""
     logits = torch.tensor([[1.0, 3.0, -2.0, 0.5]])
     broken = divide_always(logits, 0)
     try:
@@ -84,7 +84,7 @@ def measure_zero() -> Measured:
 
 @torch.no_grad()
 def measure_dropped() -> Measured:
-    """How far off the logits of the newest token are."""
+    """The error of the newest token's logits."""
     model, tokenizer = read_model()
     ids = torch.tensor([encode_document(tokenizer, SENTENCE)])
     cache = KVCache(model.config, 1, ids.size(1))
@@ -112,8 +112,8 @@ EXHIBITS = (
         cost="Sampling at temperature 0 ends in an error about "
         "probabilities; with do_sample=False every positive logit is "
         "infinite, and the first in the vocabulary is taken for the best.",
-        fix="Treat 0 as what everybody means by it: take the most likely "
-        "token, without a division.",
+        fix="Treat 0 as greedy decoding: take the most likely token, without "
+        "a division.",
         measure=measure_zero,
         test="tests/test_exhibits_generation.py::"
         "test_temperature_zero_is_greedy_everywhere",
@@ -130,10 +130,10 @@ EXHIBITS = (
         came="2025-10-17 4e35fb9",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Whoever passes the newest token and a DynamicCache gets the "
-        "logits of a text of one token, and no error.",
-        fix="Use the cache that was given, or refuse it; and hold by a test "
-        "that cached logits equal uncached ones.",
+        cost="A caller who passes the newest token and a DynamicCache gets "
+        "the logits of a text of one token, without an error.",
+        fix="Use the given cache or raise an error, and test that cached "
+        "logits equal uncached ones.",
         measure=measure_dropped,
         test="tests/test_exhibits_generation.py::"
         "test_the_cache_that_is_given_is_used",

@@ -1,12 +1,12 @@
-"""Model folders gone wrong: copies of a sound package with one thing broken.
+"""Model folders gone wrong: copies of a valid one with one defect each.
 
     from minimind_core.book.exhibits.packages import BREAKS, broken, examine
     folder = broken("runs/hf", "elsewhere", "wrong-theta")
     print(examine(folder, prompt, exact_logits).verdict)
 
-Each break is a small edit that somebody, or some program, makes in good
-faith. `examine` reads the broken copy the way everybody does, with the Auto
-classes of transformers, and says what could be noticed.
+Each break is a small edit that a person or a program could make in good faith.
+`examine` loads the broken copy as usual, with the Auto classes of
+transformers, and reports what a user could notice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minimind_core.tokenizer import encode_document
 PAIRED = (
     "q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight",
 )  # fmt: skip
-"""The weights whose rows RoPE takes in pairs."""
+"""The weights whose rows RoPE rotates in pairs."""
 
 
 def edit_json(
@@ -57,7 +57,7 @@ def edit_json(
 def edit_weights(
     folder: Path, change: Callable[[str, Tensor], tuple[str, Tensor]]
 ) -> None:
-    """Write each tensor of a safetensors file anew, renamed or changed."""
+    """Rewrite the tensors of a safetensors file, renamed or changed."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"
@@ -68,8 +68,8 @@ def edit_weights(
 def interleave(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder rows from RoPE's half-split pairs to neighbouring pairs.
 
-    Qwen3 turns entry `i` of a head with entry ``i + head_dim / 2``; the
-    models of MiniMind's first releases turned entry ``2 i`` with
+    Qwen3 rotates entry `i` of a head with entry ``i + head_dim / 2``; the
+    models of MiniMind's first releases rotated entry ``2 i`` with
     ``2 i + 1``. The shapes are the same.
 
     Parameters
@@ -108,7 +108,7 @@ def _no_template(folder: Path) -> None:
 
 
 def set_theta(folder: Path, theta: float) -> None:
-    """Write another rotary base into a package, in both places."""
+    """Change the rotary base of a package, in both places."""
     edit_json(folder, "config.json", {
         "rope_theta": theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
@@ -175,15 +175,15 @@ def _cut_short(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Break:
-    """One way to spoil a package.
+    """One way to break a package.
 
     Attributes
     ----------
     key : str
     title : str
-        What is done, in a few words.
+        Short description.
     spoil : callable
-        Does it to a folder.
+        Applies the break to a folder.
     """
 
     key: str
@@ -215,7 +215,7 @@ BREAKS = (
 
 
 def broken(source: str | Path, out: str | Path, key: str) -> Path:
-    """A copy of a package with one thing broken.
+    """Copy a package and break one thing in the copy.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def broken(source: str | Path, out: str | Path, key: str) -> Path:
     out : path
         A folder that does not exist yet.
     key : str
-        Of one of `BREAKS`.
+        Key of one of `BREAKS`.
 
     Returns
     -------
@@ -237,27 +237,27 @@ def broken(source: str | Path, out: str | Path, key: str) -> Path:
     return Path(out)
 
 
-# --- what happens ----------------------------------------------------------
+# --- examination -----------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What reading a package told, and what it did not tell.
+    """The result of loading a package and comparing it with the original.
 
     Attributes
     ----------
     error : str
-        Why it could not be read; empty if it could.
+        Why it could not be loaded; empty if it could.
     missing, unexpected : tuple of str
         Weights that transformers reported.
     gap : float or None
-        Largest difference between its logits and the right ones.
+        Largest difference between its logits and the correct ones.
     same_ids : bool
-        Whether the tokenizer gives the right ids.
+        Whether the tokenizer gives the correct ids.
     stops : bool
-        Whether ``generate`` ended before it had to.
+        Whether ``generate`` stopped before its limit.
     said : str
-        What was generated.
+        The generated text.
     """
 
     error: str = ""
@@ -270,7 +270,7 @@ class Examined:
 
     @property
     def sound(self) -> bool:
-        """Whether it does all that the original does, to the bit."""
+        """Whether it behaves exactly as the original."""
         return (
             not self.error and self.gap == 0 and self.same_ids and self.stops
         )
@@ -285,7 +285,7 @@ class Examined:
         return "sound" if self.sound else "silent"
 
     def facts(self) -> dict[str, str]:
-        """All that was found, as short texts."""
+        """All findings, as short texts."""
         if self.error:
             return {"verdict": "refused", "error": self.error[:300]}
         found = {"verdict": self.verdict}
@@ -312,19 +312,19 @@ def examine(
     messages: list[dict[str, str]] | None = None,
     max_new_tokens: int = 40,
 ) -> Examined:
-    """Read a package with stock transformers and compare.
+    """Load a package with transformers and compare it with the original.
 
     Parameters
     ----------
     folder : path
     prompt : sequence of int
-        What is to be continued.
+        The prompt to continue.
     exact : Tensor, shape (1, time, vocab)
-        The right logits for it.
+        The correct logits for it.
     texts : mapping of str to sequence of int, optional
-        Texts and their right ids.
+        Texts and their correct ids.
     messages : list of dict, optional
-        A conversation whose template's ids `prompt` is.
+        The conversation that `prompt` is the rendering of.
     max_new_tokens : int
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -332,7 +332,7 @@ def examine(
     ids = torch.tensor([list(prompt)])
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(0)  # what is missing is drawn at random
+            torch.manual_seed(0)  # missing weights are random
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, output_loading_info=True
             )
@@ -347,7 +347,7 @@ def examine(
                 messages, add_generation_prompt=True, return_dict=False
             )
             same = same and list(asked) == list(prompt)
-    except Exception as error:  # whatever a reader says is the finding
+    except Exception as error:  # any error is the finding
         return Examined(error=f"{type(error).__name__}: {error}")
     gap = (model(ids).logits.float() - exact).abs().max().item()
     out = model.generate(
@@ -368,13 +368,13 @@ def examine(
 def export_like_upstream(
     shape: Mapping[str, Any], state: Mapping[str, Tensor], out: str | Path
 ) -> None:
-    """Export as upstream does: a config of the shape, and nothing else.
+    """Export as upstream does: with a config of the shape only.
 
     Parameters
     ----------
     shape : mapping
-        A `ModelConfig` as a dictionary. Of it, what upstream hands to
-        ``Qwen3Config`` is taken; the special tokens are not.
+        A `ModelConfig` as a dictionary. Only the fields that upstream passes
+        to ``Qwen3Config`` are used, which excludes the special tokens.
     state : mapping of str to Tensor
         With ``lm_head.weight``.
     out : path
@@ -400,7 +400,7 @@ def export_like_upstream(
 
 @contextmanager
 def _exported() -> Iterator[tuple[Path, Tensor, list[int]]]:
-    """A sound package, its right logits, and the prompt they are for."""
+    """Yield a valid package, its logits, and their prompt."""
     model, tokenizer = read_model()
     prompt = encode_document(tokenizer, SENTENCE)[:4]
     with TemporaryDirectory() as work:
@@ -412,7 +412,7 @@ def _exported() -> Iterator[tuple[Path, Tensor, list[int]]]:
 
 
 def measure_end() -> Measured:
-    """How long an answer gets if it may have forty tokens."""
+    """The length of an answer with a limit of forty tokens."""
     model, tokenizer = read_model()
     with _exported() as (folder, exact, prompt):
         theirs = folder.parent / "theirs"
@@ -422,7 +422,7 @@ def measure_end() -> Measured:
         tokenizer.save_pretrained(theirs)
         bug, fix = (examine(f, prompt, exact) for f in (theirs, folder))
     return Measured(
-        "a sentence that is over, continued for up to 40 tokens",
+        "a complete sentence, continued for up to 40 tokens",
         "to the limit" if not bug.stops else "stops",
         "stops at its end" if fix.stops else "to the limit",
         fix.stops and not bug.stops and bug.gap == fix.gap == 0,
@@ -430,7 +430,7 @@ def measure_end() -> Measured:
 
 
 def need_own_code(folder: Path) -> None:
-    """Say of a package that its model's code is in it."""
+    """Mark a package as one that contains its model's code."""
     own = {"AutoConfig": "model.LMConfig",
            "AutoModelForCausalLM": "model.Transformer"}  # fmt: skip
     edit_json(folder, "config.json", {
@@ -440,7 +440,7 @@ def need_own_code(folder: Path) -> None:
 
 
 def measure_code() -> Measured:
-    """What a stock reader says to a package with code in it."""
+    """Load a package with code in it, without allowing that code."""
     from transformers import AutoModelForCausalLM
 
     def read(folder: Path) -> str:
@@ -457,19 +457,19 @@ def measure_code() -> Measured:
         need_own_code(folder)
         bug = read(folder)
     return Measured(
-        "a reader that does not run strangers' code",
+        "a loader that does not run third-party code",
         bug, fix, bug.startswith("refuses") and fix == "reads it",
     )  # fmt: skip
 
 
 def measure_pairs() -> Measured:
-    """How far off the logits are, and whether anybody says so."""
+    """The error of the logits, and whether there is a warning."""
     with _exported() as (folder, exact, prompt):
         spoilt = broken(folder, folder.parent / "spoilt", "other-pairs")
         bug, fix = (examine(f, prompt, exact) for f in (spoilt, folder))
     return Measured(
         "logits of the converted model, off by",
-        f"{bug.gap or 0:.2f}, without a word", f"{fix.gap or 0:.2f}",
+        f"{bug.gap or 0:.2f}, without a warning", f"{fix.gap or 0:.2f}",
         (bug.gap or 0) > 0.01 and fix.gap == 0 and bug.verdict == "silent",
     )  # fmt: skip
 
@@ -488,7 +488,7 @@ EXHIBITS = (
         came="2026-03-25 101d7df",
         kind=Kind.WRONG,
         noticed=Notice.ODD,
-        cost="`generate` runs on until its limit, and invents more turns.",
+        cost="`generate` continues to its limit and invents more turns.",
         fix="Write eos, bos and pad into both config files.",
         measure=measure_end,
         test="tests/test_exhibits_packages.py::"
@@ -508,8 +508,8 @@ EXHIBITS = (
         gone="2025-04-26 a62faf3",
         kind=Kind.STOP,
         noticed=Notice.ERROR,
-        cost="Whoever loads it must run its Python; no other tool can.",
-        fix="Use the names and the arithmetic of a known architecture.",
+        cost="Loading it means running its Python code; other tools cannot.",
+        fix="Use the names and computations of a known architecture.",
         measure=measure_code,
         test="tests/test_export.py::"
         "test_a_process_without_us_reads_it_exactly",
@@ -517,7 +517,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="neighbouring-pairs",
-        title="Rotary pairs laid out as no reader expects",
+        title="Rotary pairs in an order that no loader expects",
         commit="8be4269",
         date="2024-08-28",
         place="model/model.py:44-48",
@@ -527,7 +527,7 @@ EXHIBITS = (
         gone="2025-04-26 a62faf3",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Right names, right shapes, wrong answers, and no warning.",
+        cost="The names and shapes are right, but the answers are wrong.",
         fix="Pair the halves of a head, as Qwen3 and Llama do.",
         measure=measure_pairs,
         test="tests/test_exhibits_packages.py::"

@@ -1,13 +1,13 @@
-"""Number formats gone wrong: the dtype flag nobody read, and its relatives.
+"""Number formats gone wrong: the ignored dtype flag and related bugs.
 
     from minimind_core.book.exhibits.precision import HISTORY, trial
     for version in HISTORY:
         print(version.date, trial(version, "bfloat16", "cpu"))
 
-Upstream's lines are told by what they decide, as two small functions: is the
-scaler on, and which dtype is autocast given. On a CPU upstream used no
-autocast at all; here it is given the same dtype there as on a GPU, so that
-each case can be seen on any machine.
+Upstream's lines are represented by two small functions for what they decide:
+whether the scaler is enabled, and which dtype is passed to autocast. On a CPU
+upstream did not use autocast at all. Here it gets the same dtype as on a GPU,
+so that each case can be reproduced on any machine.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Version:
     Parameters
     ----------
     date, commit : str
-        When upstream's script began to do so.
+        When upstream's script adopted these lines.
     scaler_line, autocast_line : str
         The condition and the context as they were written.
     scaler_on : callable
         Flag -> whether the gradient scaler is enabled.
     autocast_dtype : callable
-        Flag -> what autocast is given; None stands for no dtype, that is,
-        for CUDA's default.
+        Flag -> dtype passed to autocast; None means no dtype, that is,
+        CUDA's default.
     """
 
     date: str
@@ -104,12 +104,12 @@ LORA_FIRST = Version(
 
 @dataclass(frozen=True)
 class Trial:
-    """What happened when a version was given a flag.
+    """The outcome of running a version with a flag.
 
     Attributes
     ----------
     ran : str
-        The dtype in which a matrix product came out.
+        The dtype of the result of a matrix product.
     scaler : bool
         Whether a scaler was on.
     needed : bool
@@ -124,7 +124,7 @@ class Trial:
 
 
 def trial(version: Version, flag: str, device: str = "cpu") -> Trial:
-    """Run a matrix product as a version would have, and judge.
+    """Run a matrix product as a version would have, and judge the result.
 
     Parameters
     ----------
@@ -158,17 +158,17 @@ def vanished_share(
     scales: bool,
     dtype: torch.dtype = torch.float16,
 ) -> float:
-    """How much of what was learnt is gone once weights are saved.
+    """Return the share of updates that is lost when weights are saved.
 
     Parameters
     ----------
     before, after : nn.Module
         The same model before and after some steps.
     scales : bool
-        Look at the norms' weights, which are near 1, instead of the
-        matrices'.
+        Compare the norms' weights, which are near 1, instead of the
+        matrices.
     dtype : torch.dtype
-        In which they are saved.
+        The dtype in which they are saved.
 
     Returns
     -------
@@ -203,8 +203,8 @@ def additive_mask_attention(
     Returns
     -------
     Tensor, shape (batch, time, time)
-        Weights; in float16 -1e9 is -inf, and a row that sees nothing but
-        padding is a softmax over nothing: NaN.
+        Attention weights. In float16 -1e9 is -inf, so that a row that can
+        attend only to padding is a softmax over nothing, which is NaN.
     """
     time = scores.size(-1)
     ahead = torch.full((time, time), -math.inf).triu(1)
@@ -215,7 +215,7 @@ def additive_mask_attention(
 
 
 def in_place_residual(block: nn.Module, x: Tensor, *args: Tensor) -> Tensor:
-    """Run a block that adds the stream into what attention returned.
+    """Run a block that adds the residual stream in place.
 
     Parameters
     ----------
@@ -227,8 +227,9 @@ def in_place_residual(block: nn.Module, x: Tensor, *args: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (batch, time, hidden)
-        Under autocast attention's output is half, and an addition in place
-        keeps the type of its left side: the stream becomes half.
+        Under autocast attention's output is in half precision, and an
+        in-place addition keeps the dtype of its left operand, so that the
+        residual stream becomes half precision, too.
     """
     hidden: Tensor = block.self_attn(  # type: ignore[operator]
         block.input_layernorm(x), *args  # type: ignore[operator]
@@ -243,7 +244,7 @@ def in_place_residual(block: nn.Module, x: Tensor, *args: Tensor) -> Tensor:
 
 
 def measure_flag() -> Measured:
-    """What a product ran in, for somebody who asked for bfloat16."""
+    """The dtype of a matrix product for a user who asked for bfloat16."""
     ran = trial(FIRST, "bfloat16").ran
     ours = _ours("bfloat16")
     with ours.autocast():
@@ -256,7 +257,7 @@ def measure_flag() -> Measured:
 
 
 def measure_condition() -> Measured:
-    """How many flags ran float16 unscaled, before and after the repair."""
+    """How many flags ran float16 unscaled, before and after the fix."""
     unsound = [
         sum("unsound" in trial(version, flag).verdict for flag in FLAGS)
         for version in (FIRST, FAMOUS_FIX)
@@ -269,7 +270,7 @@ def measure_condition() -> Measured:
 
 
 def measure_float32() -> Measured:
-    """How wrong a gradient is that was asked for in float32."""
+    """The error of a gradient that was requested in float32."""
     from minimind_core.book.gradients import compare, take_gradient
 
     model = new_model(vocab_size=6400, intermediate_size=None)
@@ -287,7 +288,7 @@ def measure_float32() -> Measured:
 
 
 def measure_saving() -> Measured:
-    """What saving leaves of a step at a rate at which runs end."""
+    """How much of a late step survives saving."""
     before, after = new_model(), new_model()
     optimizer = torch.optim.AdamW(after.parameters(), 1e-5, weight_decay=0)
     ids = random_ids(4, 32)
@@ -337,7 +338,7 @@ def measure_mask() -> Measured:
 
 
 def _ours(flag: str) -> Precision:
-    """What the package does with a flag on a CPU that can do all."""
+    """The package's choice for a flag on a CPU that supports all dtypes."""
     return resolve(dtype=flag, facts=DeviceFacts("cpu", "a CPU", True))
 
 
@@ -353,8 +354,8 @@ EXHIBITS = (
         gone="2025-10-26 e848487",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Everything ran in float16, whatever was asked for.",
-        fix="Give autocast its dtype by name.",
+        cost="Everything ran in float16, whatever the user asked for.",
+        fix="Pass the dtype to autocast explicitly.",
         measure=measure_flag,
         test="tests/test_exhibits_precision.py::"
         "test_ours_runs_what_was_asked_and_scales_only_float16",
@@ -393,7 +394,7 @@ EXHIBITS = (
         came="2024-09-25 89d2601",
         kind=Kind.TRAINING,
         noticed=Notice.ODD,
-        cost="Gradients become zero, the more the larger the batch is.",
+        cost="Gradients become zero, more of them the larger the batch is.",
         fix="No autocast for float32.",
         measure=measure_float32,
         test="tests/test_exhibits_precision.py::"
@@ -411,8 +412,8 @@ EXHIBITS = (
         came="2025-12-01 5e1447b",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="Late in training most of a step is lost by saving it.",
-        fix="Keep the weights that learn in float32 on disk as well.",
+        cost="Late in training, saving loses most of each update.",
+        fix="Keep trainable weights in float32 on disk as well.",
         measure=measure_saving,
         test="tests/test_exhibits_precision.py::"
         "test_a_small_step_survives_our_checkpoint",
@@ -446,8 +447,8 @@ EXHIBITS = (
         came="2025-04-26 a62faf3",
         kind=Kind.STOP,
         noticed=Notice.ODD,
-        cost="A batch padded on the left answers NaN.",
-        fix="Mask with booleans, and let every row see something.",
+        cost="A batch padded on the left gives NaN.",
+        fix="Use boolean masks, and let every row attend to something.",
         measure=measure_mask,
         test="tests/test_model.py::"
         "test_padding_mask_is_finite_in_half_precision",

@@ -1,7 +1,7 @@
-"""Loading what was saved, gone wrong: too strict once, too lenient once.
+"""Loading gone wrong: one loader too strict, another too lenient.
 
     from minimind_core.book.exhibits.resuming import resume_scaler
-    load_leniently(model, weights)     # whatever fits; the rest is random
+    load_leniently(model, weights)     # what does not fit stays random
     resume_scaler(scaler, {})          # RuntimeError
 """
 
@@ -27,18 +27,18 @@ from minimind_core.errors import CheckpointError
 def resume_scaler(
     scaler: torch.amp.GradScaler, state: Mapping[str, Any]
 ) -> None:
-    """Give a scaler the state that was saved, also if that is none.
+    """Load a saved scaler state, even if it is empty.
 
     Parameters
     ----------
     scaler : GradScaler
     state : mapping
-        Empty if the scaler that was saved was off, as with bfloat16.
+        Empty if the saved scaler was disabled, as with bfloat16.
 
     Raises
     ------
     RuntimeError
-        If this scaler is on and that one was not.
+        If this scaler is enabled and the saved one was not.
     """
     scaler.load_state_dict(dict(state))
 
@@ -46,7 +46,7 @@ def resume_scaler(
 def load_leniently(
     model: nn.Module, weights: Mapping[str, Tensor]
 ) -> list[str]:
-    """Load the weights that have a place, and say nothing of the others.
+    """Load the weights whose names match, and ignore all others.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def load_leniently(
     Returns
     -------
     list of str
-        What stays as it was: upstream does not look at this.
+        Weights that were not loaded; upstream does not check this.
     """
     return list(model.load_state_dict(weights, strict=False).missing_keys)
 
@@ -66,7 +66,7 @@ def load_leniently(
 
 
 def measure_resume() -> Measured:
-    """A run without a scaler, continued in float16."""
+    """A run without a scaler that is resumed in float16."""
     saved = torch.amp.GradScaler("cpu", enabled=False).state_dict()
     scaler = torch.amp.GradScaler("cpu")
     try:
@@ -85,7 +85,7 @@ def measure_resume() -> Measured:
 
 
 def measure_lenient() -> Measured:
-    """Four layers, loaded into eight."""
+    """Load four layers into a model of eight."""
     four = new_model(num_hidden_layers=4).state_dict()
     eight = new_model(1, num_hidden_layers=8)
     bug = len(load_leniently(eight, four))
@@ -104,7 +104,7 @@ def measure_lenient() -> Measured:
 EXHIBITS = (
     Exhibit(
         key="empty-scaler",
-        title="A run that cannot go on in another format",
+        title="A run that cannot be resumed in another format",
         commit="d65ef2c",
         date="2026-08-21",
         place="trainer/train_pretrain.py:145",
@@ -112,17 +112,17 @@ EXHIBITS = (
         came="2025-10-26 e848487",
         kind=Kind.STOP,
         noticed=Notice.ERROR,
-        cost="Who moves from a GPU with bfloat16 to one without cannot "
-        "resume: the saved state of a scaler that was off is empty, and one "
-        "that is on refuses it.",
-        fix="Where there is no saved state, start a new scaler.",
+        cost="After a move from a GPU with bfloat16 to one without, a run "
+        "cannot be resumed: the saved state of a disabled scaler is empty, "
+        "and an enabled one refuses it.",
+        fix="If there is no saved state, start a new scaler.",
         measure=measure_resume,
         test="tests/test_train.py::test_a_bf16_run_goes_on_as_fp16",
         page="museum",
     ),
     Exhibit(
         key="strict-false",
-        title="Half a model is loaded, and nobody is told",
+        title="Half a model is loaded without an error",
         commit="d65ef2c",
         date="2026-08-21",
         place="trainer/trainer_utils.py:127",

@@ -1,4 +1,4 @@
-"""Settings gone wrong: a name that nobody knows is nobody's error.
+"""Settings gone wrong: a config that ignores unknown names.
 
     from minimind_core.book.exhibits.settings import LooseConfig
     LooseConfig(num_layers=99).num_hidden_layers     # 8
@@ -19,13 +19,13 @@ from minimind_core.errors import ConfigError
 
 
 class LooseConfig:
-    """A config that takes what it knows and drops the rest.
+    """A config that silently drops unknown settings.
 
     Parameters
     ----------
     hidden_size, num_hidden_layers : int
     **kwargs
-        Anything. What has a known name is used.
+        Anything. Only known names are used.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LooseConfig:
 
 
 def measure_typo() -> Measured:
-    """Ninety-nine layers, under a name that is nearly right."""
+    """Ask for ninety-nine layers under a misspelt name."""
     typo = {"num_layers": 99}
     bug = LooseConfig(**typo).num_hidden_layers
     try:
@@ -72,8 +72,8 @@ EXHIBITS = (
         came="2024-08-28 8be4269",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Another model is trained than the one that was asked for, and "
-        "an experiment on a misspelt setting finds that it has no effect.",
+        cost="The trained model is not the one that was requested, and an "
+        "experiment on a misspelt setting finds that it has no effect.",
         fix="Give each setting a field, and make unknown names an error.",
         measure=measure_typo,
         test="tests/test_config.py::test_unknown_key_is_an_error",

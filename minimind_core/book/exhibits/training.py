@@ -1,11 +1,11 @@
-"""Training loops gone wrong: what accumulation counts, saves and forgets.
+"""Training loops gone wrong: gradient accumulation and saving.
 
     from minimind_core.book.exhibits.training import accumulate_means
     accumulate_means(model, [long_batch, short_batch], 2)  # a wrong gradient
 
-Upstream's loop adds up the gradients of `accumulation_steps` micro-batches
-before the optimizer moves. Here it is in our own words, cut down to what
-goes wrong.
+Upstream's loop accumulates the gradients of `accumulation_steps` micro-batches
+before each optimizer step. These functions reproduce it in our own code,
+reduced to the parts that go wrong.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ Batch = dict[str, Tensor]
 def accumulate_means(
     model: nn.Module, micro_batches: Sequence[Batch], accumulation_steps: int
 ) -> Tensor:
-    """Add up gradients of means, each divided by the same number.
+    """Accumulate gradients of mean losses, all with the same divisor.
 
     Parameters
     ----------
     model : nn.Module
-        Its gradients are cleared first, and left as they come out.
+        Its gradients are cleared first, and hold the result afterwards.
     micro_batches : sequence of dict of Tensor
-        However many tokens one has, it counts as much as any other; and if
-        there are fewer than `accumulation_steps` of them, the sum is no mean
-        at all.
+        Each one has equal weight, however many tokens it has. If there are
+        fewer than `accumulation_steps` of them, the sum is not a mean.
     accumulation_steps : int
 
     Returns
@@ -54,7 +53,7 @@ def accumulate_means(
 
 
 def flat_gradient(model: nn.Module) -> Tensor:
-    """All gradients of a model in one row, as float64."""
+    """Concatenate all gradients of a model, as float64."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.cat([grad.flatten().cpu().double() for grad in grads])
 
@@ -66,7 +65,7 @@ def train_and_save(
     accumulation_steps: int,
     clip: float = 1.0,
 ) -> dict[str, Tensor]:
-    """An epoch that saves its result before its last step.
+    """Train an epoch, but save the result before the last step.
 
     Parameters
     ----------
@@ -80,8 +79,8 @@ def train_and_save(
     Returns
     -------
     dict of str to Tensor
-        The weights that would lie on the disk: those that the model had
-        before the leftover micro-batches were used.
+        The weights that would be saved: those before the remaining
+        micro-batches were used.
     """
     saved: dict[str, Tensor] = {}
 
@@ -105,13 +104,13 @@ def train_and_save(
 
 
 def _batches(*lengths: int) -> list[Batch]:
-    """One text of each length, in a micro-batch of its own."""
+    """One text of each length, each in its own micro-batch."""
     rows = [random_ids(1, length, seed=length) for length in lengths]
     return [{"input_ids": ids, "labels": ids} for ids in rows]
 
 
 def _by_tokens(model: nn.Module, micro_batches: Sequence[Batch]) -> Tensor:
-    """Add up gradients of sums, divided by the tokens of the whole."""
+    """Accumulate gradients of sums, divided by the total of tokens."""
     total = sum(batch["labels"].numel() - 1 for batch in micro_batches)
     model.zero_grad(set_to_none=True)
     for batch in micro_batches:
@@ -120,7 +119,7 @@ def _by_tokens(model: nn.Module, micro_batches: Sequence[Batch]) -> Tensor:
 
 
 def measure_means() -> Measured:
-    """The direction of a gradient of 60 labels and of 4."""
+    """The direction of a gradient over micro-batches of 60 and 4 labels."""
     model = new_model()
     batches = _batches(61, 5)
     losses = [model(**one).loss * n / 64 for one, n in
@@ -140,7 +139,7 @@ def measure_means() -> Measured:
 
 
 def measure_leftover() -> Measured:
-    """The length of a gradient of five micro-batches of eight."""
+    """The norm of a gradient over five micro-batches of eight."""
     model, batches = new_model(), _batches(20, 20, 20, 20, 20)
     right = accumulate_means(model, batches, 5).norm()
     bug = (accumulate_means(model, batches, 8).norm() / right).item()
@@ -153,7 +152,7 @@ def measure_leftover() -> Measured:
 
 
 def measure_saved() -> Measured:
-    """How much of a short epoch is in the file."""
+    """How much of a short epoch's training is saved."""
     model, start = new_model(), new_model().state_dict()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     saved = train_and_save(model, optimizer, _batches(20, 20, 20), 8)
@@ -203,7 +202,7 @@ EXHIBITS = (
         cost="Micro-batches left over at the end are divided by the full "
         "number of accumulation steps: five of eight give five eighths of "
         "the gradient.",
-        fix="Divide by what is there, not by what was planned.",
+        fix="Divide by the actual number, not by the planned one.",
         measure=measure_leftover,
         test="tests/test_exhibits_training.py::"
         "test_ours_does_not_shrink_a_batch_with_a_remainder",
