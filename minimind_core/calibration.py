@@ -6,7 +6,7 @@
 
 On a GPU the answer is known from its generation. On a CPU it is not, because
 the flags that say "this processor has bfloat16" say nothing about speed: see
-`precision.StepTimings`. So one training step of the model at hand is timed in
+`precision.StepTimings`. So one training step of the given model is timed in
 float32 and in bfloat16, and the faster format runs. This takes a fraction of
 a second for a small model, and the result is kept in the cache for the next
 run of the same kind.
@@ -51,7 +51,7 @@ SHAPE = (
 )  # fmt: skip
 NOTHING_SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 # A step on this many tokens is long enough to be timed and short enough for
-# nobody to wait.
+# nobody to notice.
 TOKENS = 1024
 # A larger model is measured with fewer of its layers, which are all alike,
 # and with a part of its vocabulary.

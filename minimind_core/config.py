@@ -219,7 +219,7 @@ class ModelConfig(_Settings):
     -----
     `head_dim` and `intermediate_size` always read as numbers. The config
     remembers which of the two it derived, so that `replace` derives them
-    anew when the width changes, and keeps them when they were given.
+    again when the width changes, and keeps them when they were given.
     (`dataclasses.replace` cannot know, and keeps both.)
     """
 

@@ -661,8 +661,8 @@ def _replayed(base: str | Path, metadata: Record, plan: TrainConfig) -> Any:
     except DataError as error:
         raise DataError(
             f"{error} (this is the pretraining data of {base}, from which "
-            f"{plan.replay:.0%} of the rows are replayed; to train without it, "
-            "use --replay 0)"
+            f"{plan.replay:.0%} of the rows are replayed; to train without "
+            "it, use --replay 0)"
         ) from None
 
 

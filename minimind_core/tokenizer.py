@@ -346,7 +346,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
         tokenizer lists in ``chat_control_tokens`` or, without such a list,
         those that its chat template contains. This is the rule of
         transformers' ``sanitize_control_tokens``. Other added tokens, such
-        as words that somebody added, are ordinary text.
+        as words that a user added, are ordinary text.
     """
     return dict(vocabulary(tokenizer).control)
 

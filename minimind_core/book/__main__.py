@@ -26,14 +26,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1),
-        help="how many studies are made at a time (%(default)s)",
+        help="how many studies to run at a time (%(default)s)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.clear:
         shutil.rmtree(cache_folder(), ignore_errors=True)
         print(f"removed {cache_folder()}")
         return
-    print(f"what is made is kept in {cache_folder()}", flush=True)
+    print(f"results are cached in {cache_folder()}", flush=True)
     get_stage(STAGES[-1])
     get_studies(*studies(), jobs=options.jobs)
     print("ready")

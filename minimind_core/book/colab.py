@@ -1,11 +1,11 @@
-"""Set up a machine that a notebook was opened on, as on Colab.
+"""Set up the machine that runs a notebook, such as one on Colab.
 
     from minimind_core.book.colab import set_up
     set_up()
 
-The first cell of each chapter does this, after it has installed this package
-where it is missing. On a machine that has everything it only says what there
-is. Colab's own torch, transformers and ipywidgets stay as they are.
+The first cell of each chapter calls this, after installing this package if
+necessary. On a machine that has everything it only prints the device. Colab's
+own versions of torch, transformers and ipywidgets are kept.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from importlib.metadata import PackageNotFoundError, version
 
 from minimind_core.threads import set_wait_policy
 
-# What the chapters import and the package itself does not ask for, with the
-# name it is installed by. Colab has all of it.
+# Modules that the chapters import but the package does not depend on, with
+# the names to install them by. Colab has all of them.
 NEEDED = {
     "IPython": "ipython",
     "ipywidgets": "ipywidgets",
     "matplotlib": "matplotlib",
     "PIL": "pillow",
 }
-# From here on peft works with it; an older one makes it refuse LoRA.
+# The first version that peft works with; it refuses LoRA with older ones.
 TORCHAO = (0, 16)
 
 
 def set_up() -> None:
-    """Install what is missing, and say which device and dtype there is.
+    """Install missing packages, and print the device and its dtype.
 
     Raises
     ------
     subprocess.CalledProcessError
-        If pip could not install something; what it said is printed.
+        If pip fails; its output is printed.
     """
     set_wait_policy()  # works only as long as torch is not imported
     if missing := _missing():
@@ -50,9 +50,9 @@ def set_up() -> None:
         print("removed Colab's torchao, which is too old for peft")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # they stay in a page as dead bars
-    # peft 0.21 asks transformers 5.23 by a name that is to go. It is between
-    # these two, and whoever reads a chapter can do nothing about it.
+    logging.disable_progress_bar()  # they remain in a page as static bars
+    # peft 0.21 uses a name that transformers 5.23 has deprecated. Readers of
+    # a chapter can do nothing about this warning.
     warnings.filterwarnings(
         "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
     )
@@ -60,12 +60,12 @@ def set_up() -> None:
 
 
 def on_colab() -> bool:
-    """Whether this is one of Colab's machines, where nothing is anyone's."""
+    """Whether this is one of Colab's machines, which are disposable."""
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
 
 
 def what_there_is() -> str:
-    """The device of this machine, its dtype, and why that one.
+    """Describe the device of this machine and the choice of its dtype.
 
     Returns
     -------

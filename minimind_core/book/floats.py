@@ -4,8 +4,8 @@
     encode(0.1, FLOAT16)                   # '0010111001100110'
     decode("0010111001100110", FLOAT16)    # 0.0999755859375
 
-Written out by hand, for looking at: computing is torch's business, and tests
-hold that both agree on every bit. The formats are those of IEEE 754-2019,
+This module is written by hand for illustration; tests check that it agrees
+with torch on every bit. The formats are those of IEEE 754-2019,
 and bfloat16, which is float32 with the last 16 bits cut off.
 """
 
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """How many bits a number has for its size and for its digits.
+    """A floating-point format: the bits of its exponent and mantissa.
 
     Parameters
     ----------
     name : str
-        As torch calls the dtype.
+        The name of the dtype in torch.
     exponent_bits, mantissa_bits : int
         One more bit holds the sign.
     """
@@ -33,12 +33,12 @@ class FloatFormat:
 
     @property
     def bits(self) -> int:
-        """All of them together."""
+        """Total number of bits."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
     def bias(self) -> int:
-        """What is subtracted from the exponent field; the largest power."""
+        """The exponent bias, which is also the largest exponent."""
         return 2 ** (self.exponent_bits - 1) - 1
 
     @property
@@ -48,12 +48,12 @@ class FloatFormat:
 
     @property
     def smallest_normal(self) -> float:
-        """Below it, digits are lost one by one."""
+        """The smallest normal number; smaller ones lose digits."""
         return 2.0 ** (1 - self.bias)
 
     @property
     def smallest(self) -> float:
-        """The smallest number above zero; half of it becomes zero."""
+        """The smallest positive number; half of it rounds to zero."""
         return self.smallest_normal * 2.0**-self.mantissa_bits
 
     @property
@@ -62,7 +62,7 @@ class FloatFormat:
         return 2.0**-self.mantissa_bits
 
     def spacing(self, x: float) -> float:
-        """The distance between neighbours at the size of `x`.
+        """Return the distance between adjacent numbers near `x`.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ FORMATS = (FLOAT32, FLOAT16, BFLOAT16)
 
 
 def decode(bits: str, form: FloatFormat) -> float:
-    """The number that a row of bits stands for.
+    """Return the number that a string of bits represents.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def decode(bits: str, form: FloatFormat) -> float:
     Raises
     ------
     ValueError
-        If there are too few bits, or too many.
+        If the number of bits is wrong.
     """
     if len(bits) != form.bits or set(bits) - {"0", "1"}:
         raise ValueError(f"{form.name} has {form.bits} bits, not {bits!r}")
@@ -106,10 +106,10 @@ def decode(bits: str, form: FloatFormat) -> float:
 
 
 def encode(x: float, form: FloatFormat) -> str:
-    """The bits of the number nearest to `x`.
+    """Return the bits of the number nearest to `x`.
 
-    Half-way cases go to the neighbour whose last bit is 0, as the hardware
-    does; what is too large becomes infinite.
+    Ties round to the neighbour whose last bit is 0, as in hardware; numbers
+    that are too large become infinite.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def encode(x: float, form: FloatFormat) -> str:
 
 
 def nearest(x: float, form: FloatFormat) -> float:
-    """What `x` becomes in a format."""
+    """Round `x` to a format."""
     return decode(encode(x, form), form)
 
 

@@ -1,4 +1,4 @@
-"""What a number format does to gradients, measured.
+"""Measure the effect of a number format on gradients.
 
     from minimind_core.book.gradients import compare, take_gradient
     exact = take_gradient(model, batch, dtype="float64")
@@ -29,7 +29,7 @@ def take_gradient(
     items: int | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """The gradient of all parameters, as a training step would see it.
+    """Compute the gradient of all parameters, as in a training step.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def take_gradient(
     batch : dict of Tensor
         From `data.collate`.
     dtype : {"float64", "float32", "bfloat16", "float16"}
-        The halves by autocast, as in training; ``float64`` in a copy of the
-        model, as what to compare with.
+        The half-precision dtypes use autocast, as in training; ``float64``
+        uses a copy of the model, as the reference.
     items : int, optional
         Tokens in the whole batch, of which this may be a part: the summed
         loss is divided by it. The labels of `batch` if not given.
@@ -84,11 +84,11 @@ class Comparison(NamedTuple):
     Attributes
     ----------
     zero_share : float
-        Of the components that should not be zero, how many are.
+        Share of the components that are zero but should not be.
     relative_error : float
-        Length of the difference by length of the exact one.
+        Norm of the difference divided by the norm of the exact gradient.
     cosine : float
-        Of the angle between the two.
+        Cosine of the angle between the two.
     """
 
     zero_share: float
@@ -123,7 +123,7 @@ def compare(found: Tensor, exact: Tensor) -> Comparison:
 def logit_gradients(
     model: nn.Module, batch: Batch, *, items: int
 ) -> tuple[Tensor, Tensor]:
-    """Sizes of the loss's gradients at the logits, where they are smallest.
+    """Return the absolute gradients of the loss at the logits.
 
     For the logit of a token with probability p the gradient of a mean over
     N labels is p / N, and (p - 1) / N for the one token that was right.
@@ -139,7 +139,7 @@ def logit_gradients(
     Returns
     -------
     wrong, right : Tensor of float64
-        Of all tokens that were wrong, and of those that were right.
+        For the logits of all wrong tokens, and of the right ones.
     """
     labels = batch["labels"][:, 1:]
     inputs = {k: v for k, v in batch.items() if k != "labels"}

@@ -1,12 +1,12 @@
-"""Measuring this machine, and fitting loss against compute.
+"""Measure this machine, and fit loss against compute.
 
     from minimind_core.book.scaling import fit_power_law, time_training
     time_training(model, config).rate         # operations a second
     fit_power_law(compute, losses).exponent
 
-`minimind_core.cost` counts what a training run needs. This module measures
-it, so that the counting can be checked, and has the curves that chapter 10
-draws through what was measured.
+`minimind_core.cost` estimates what a training run needs. This module measures
+it, so that the estimates can be checked, and fits the curves of chapter 10 to
+the measurements.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def step_seconds(
     devices: int,
     bandwidth: float,
 ) -> tuple[float, float]:
-    """One optimizer step on several devices: computing, and exchanging.
+    """Estimate an optimizer step on several devices.
 
     Each device computes its share of the batch, then all add their float32
     gradients in a ring, in which each sends ``2 (n - 1) / n`` times their
@@ -55,7 +55,7 @@ def step_seconds(
     utilization : float
     devices : int
     bandwidth : float
-        Bytes a second that a device can send, at its slowest link.
+        Bytes per second that a device can send over its slowest link.
 
     Returns
     -------
@@ -72,16 +72,16 @@ def step_seconds(
 
 
 def kept_for_backward(model: nn.Module, **batch: Any) -> int:
-    """Bytes that a forward pass really keeps, the weights aside.
+    """Measure the bytes that a forward pass keeps, without the weights.
 
-    Each tensor that autograd saves is looked at; one that shares its
-    memory with another counts once.
+    This inspects every tensor that autograd saves; tensors that share memory
+    are counted once.
 
     Parameters
     ----------
     model : nn.Module
     **batch
-        What the model is called with; must give a loss.
+        Arguments of the model; must lead to a loss.
     """
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -100,7 +100,7 @@ def kept_for_backward(model: nn.Module, **batch: Any) -> int:
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of an optimizer's state, its step counters aside."""
+    """Return the bytes of an optimizer's state, without step counters."""
     parts: Sequence[Optimizer] = list(
         getattr(optimizer, "parts", {"": optimizer}).values()
     )
@@ -120,14 +120,14 @@ def matmul_rate(
     size: int = 768, *, seconds: float = 0.5, device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> float:  # fmt: skip
-    """Operations a second of one square matrix product, at its best.
+    """Measure the peak FLOPs per second of a square matrix product.
 
     Parameters
     ----------
     size : int
         Rows and columns.
     seconds : float
-        How long to try; the fastest repetition counts.
+        How long to measure; the fastest repetition counts.
     device : str
     dtype : torch.dtype
     """
@@ -143,14 +143,14 @@ def matmul_rate(
 
 
 class Timing(NamedTuple):
-    """A short training, timed.
+    """The timing of a short training run.
 
     Attributes
     ----------
     seconds : float
-        Of one optimizer step, at its fastest.
+        Time of the fastest optimizer step.
     rate : float
-        Operations of `training_flops` a second.
+        FLOPs per second, counted by `training_flops`.
     """
 
     seconds: float
@@ -173,10 +173,10 @@ def time_training(
     config : TrainConfig
         Its batch, row length and optimizer.
     steps : int
-        After one that is not counted.
+        Number of timed steps, after one warm-up step.
     device : str
     dtype : torch.dtype, optional
-        For autocast; float32 without it.
+        Dtype for autocast; float32 if not given.
     """
     rows, length = config.batch_size, config.seq_len
     net = MiniMind(model).to(device)
@@ -211,7 +211,7 @@ class PowerLaw(NamedTuple):
     ----------
     scale, exponent : float
     spread : float
-        Root mean square of what is left, as a factor: 1.05 is 5 %.
+        Root mean square of the residuals, as a factor: 1.05 is 5 %.
     """
 
     scale: float
@@ -223,13 +223,13 @@ class PowerLaw(NamedTuple):
 
 
 def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
-    """A straight line through the logarithms, by least squares.
+    """Fit a line to the logarithms by least squares.
 
     Parameters
     ----------
     xs, ys : sequence of float
-        Positive. With a floor that is known, `ys` is what lies above it,
-        and two numbers are all there is to fit.
+        Positive. If the floor is known, subtract it from `ys`, so that only
+        two parameters are fitted.
 
     Raises
     ------
@@ -255,7 +255,7 @@ def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
 def frontier(
     points: Sequence[tuple[float, float]],
 ) -> list[tuple[float, float]]:
-    """The points that no cheaper one is as good as.
+    """Return the points that no cheaper point matches (Pareto frontier).
 
     Parameters
     ----------

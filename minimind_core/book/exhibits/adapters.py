@@ -4,9 +4,9 @@
     square_layers(model)               # the layers that upstream adapts
     apply_patched(model, rank=8)       # as upstream does it
 
-These functions reproduce upstream's method in our own code: a layer is adapted
-if it is square; the update is B A, whatever the rank; and it is activated by
-replacing the layer's `forward` with one that calls the old one.
+These functions reproduce upstream's method in our own code: a layer is
+adapted if it is square; the update is B A, whatever the rank; and it is
+activated by replacing the layer's `forward` with one that calls the old one.
 """
 
 from __future__ import annotations

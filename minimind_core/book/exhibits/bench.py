@@ -87,7 +87,7 @@ def learn(
 
 @lru_cache(maxsize=1)
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of 300 tokens, trained on a sentence and some code."""
+    """Return a tokenizer of 300 tokens, trained on two short texts."""
     return train_tokenizer([SENTENCE, INDENTED] * 50, 300)
 
 

@@ -34,21 +34,20 @@ class Kind(Enum):
     )
     TRAINING = (
         "lost training",
-        "The steps are paid for, and less is learnt, or kept, than they "
-        "were worth.",
+        "The steps are computed, but the model learns or keeps less than "
+        "it should.",
     )
     DATA = (
         "lost data",
-        "Part of what you have never reaches the model, or not as what it "
-        "is.",
+        "Part of the data never reaches the model, or reaches it changed.",
     )
     STOP = (
         "a stop",
-        "An error or NaN: a run is lost, but you know of it.",
+        "An error or NaN: the run is lost, but you notice.",
     )
     TIME = (
         "time",
-        "What comes out can be right; getting there takes longer.",
+        "The result can be right, but takes longer to compute.",
     )
     LUCK = (
         "nothing, by luck",

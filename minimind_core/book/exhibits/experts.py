@@ -100,9 +100,9 @@ EXHIBITS = (
         gone="2026-09-17 #859",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="With one expert per token the weight is divided by itself, so it "
-        "is always 1. Only the penalty for uneven use still "
-        "reaches the router, so experts stay alike.",
+        cost="With one expert per token the weight is divided by itself, so "
+        "it is always 1. Only the penalty for uneven use still reaches "
+        "the router, so experts stay alike.",
         fix="Normalise the weights only if there are several.",
         measure=measure_router,
         test="tests/test_exhibits_experts.py::"

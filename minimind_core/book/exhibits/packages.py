@@ -4,8 +4,8 @@
     folder = broken("runs/hf", "elsewhere", "wrong-theta")
     print(examine(folder, prompt, exact_logits).verdict)
 
-Each break is a small edit that a person or a program could make in good faith.
-`examine` loads the broken copy as usual, with the Auto classes of
+Each break is a small edit that a person or a program could make in good
+faith. `examine` loads the broken copy as usual, with the Auto classes of
 transformers, and reports what a user could notice.
 """
 

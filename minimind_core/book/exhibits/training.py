@@ -3,9 +3,9 @@
     from minimind_core.book.exhibits.training import accumulate_means
     accumulate_means(model, [long_batch, short_batch], 2)  # a wrong gradient
 
-Upstream's loop accumulates the gradients of `accumulation_steps` micro-batches
-before each optimizer step. These functions reproduce it in our own code,
-reduced to the parts that go wrong.
+Upstream's loop accumulates the gradients of `accumulation_steps`
+micro-batches before each optimizer step. These functions reproduce it in our
+own code, reduced to the parts that go wrong.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Small experiments whose results the book shows.
 
     from minimind_core.book.studies import get_study
-    rates = get_study("learning_rates")    # at once, or after a minute
-    get_studies("binding", "faults")       # two at a time, if not there yet
+    rates = get_study("learning_rates")    # instantly, or after a minute
+    get_studies("binding", "faults")       # two at a time, if not cached
 
-Each is a function of a preset's name that returns plain numbers. A result is
-kept beside the trained stages, under the code that it came from: an edit to
-that code computes it anew.
+Each study is a function of a preset's name that returns plain numbers.
+Results are cached beside the trained stages. The cache key includes a digest
+of the code, so that an edit to it recomputes the study.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ USED = ("minimind_core.book.gradients",)
 
 @lru_cache(maxsize=1)
 def studies() -> dict[str, Study]:
-    """All studies by name.
+    """Return all studies by name.
 
     Raises
     ------
     ValueError
-        If two modules have one of the same name.
+        If two modules have a study of the same name.
     """
     found: dict[str, Study] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -59,14 +59,14 @@ def studies() -> dict[str, Study]:
 def get_study(
     name: str, *, preset: str = "tiny", progress: bool = True
 ) -> Any:
-    """The result of a study, from the cache or computed now.
+    """Return the result of a study, from the cache or computed now.
 
     Parameters
     ----------
     name : str
         One of `studies`.
     preset : str
-        The size at which it is made.
+        The model size to use.
     progress : bool
         Print progress lines while it is computed.
 
@@ -102,23 +102,23 @@ def get_studies(
     progress: bool = True,
     jobs: int | None = None,
 ) -> dict[str, Any]:
-    """The results of several studies; what is missing is computed together.
+    """Return the results of several studies, computing missing ones.
 
-    These models are so small that a second thread gains little. A process
-    for each of two studies, with one thread each, gains more. A script must
-    call this below ``if __name__ == "__main__":``, or with ``jobs=1``: the
-    new processes import it.
+    These models are so small that a second thread helps little. Running two
+    studies in two processes, with one thread each, helps more. A script must
+    call this below ``if __name__ == "__main__":``, or with ``jobs=1``,
+    because the new processes import it.
 
     Parameters
     ----------
     *names : str
-        Of `studies`.
+        Names of `studies`.
     preset, progress
         As in `get_study`.
     jobs : int, optional
-        How many are computed at a time, each in a process of its own. Two,
-        or on a machine with one core or with a GPU one, if not given: the
-        model may fill the GPU. With 1 it is this process that computes.
+        How many studies to compute at a time, each in its own process. The
+        default is two, or one on a machine with a single core or with a
+        GPU, which one model may fill. With 1, this process computes them.
 
     Returns
     -------
@@ -130,8 +130,8 @@ def get_studies(
     ConfigError
         For an unknown study, before anything is computed.
     Exception
-        As from `get_study`. Studies that are under way are finished first,
-        no other is begun.
+        As from `get_study`. Running studies are finished first, and no
+        other is started.
     """
     missing = [n for n in names if not _file_of(n, preset).exists()]
     if jobs is None:
@@ -148,7 +148,7 @@ def get_studies(
 def _compute(
     names: list[str], preset: str, progress: bool, jobs: int
 ) -> None:
-    """Compute studies, each in a process of its own, a few at a time."""
+    """Compute studies, each in its own process, a few at a time."""
     with ProcessPoolExecutor(
         min(jobs, len(names)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -174,7 +174,7 @@ def _compute(
 
 
 def _timed(name: str, preset: str, progress: bool) -> float:
-    """Compute one study; how many seconds it took."""
+    """Compute one study and return its time in seconds."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(_Lines(name)):
         get_study(name, preset=preset, progress=progress)
@@ -182,13 +182,13 @@ def _timed(name: str, preset: str, progress: bool) -> float:
 
 
 class _Lines(io.TextIOBase):
-    """Whole lines that say whose they are: two write at a time."""
+    """Prefixes each line with the study's name, since several may write."""
 
     def __init__(self, name: str) -> None:
         self.name, self.out, self.begun = name, sys.stdout, ""
 
     def write(self, text: str) -> int:
-        """Pass on what is a whole line by now, and not a bar's in between."""
+        """Pass on complete lines, without the updates of progress bars."""
         *lines, self.begun = (self.begun + text).split("\n")
         for line in lines:
             said = line.rstrip("\r").rpartition("\r")[2].strip()
@@ -198,10 +198,10 @@ class _Lines(io.TextIOBase):
 
 
 def _file_of(name: str, preset: str) -> Path:
-    """Where the result of a study is kept, or will be."""
+    """Return the path of a study's cached result."""
     if name not in studies():
         raise ConfigError(
-            f"unknown study {name!r}; there is {', '.join(studies())}"
+            f"unknown study {name!r}; expected one of {', '.join(studies())}"
         )
     own = digest([_file(studies()[name].__module__), *map(_file, USED)], "")
     base = cache_folder() / "studies"

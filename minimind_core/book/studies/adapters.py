@@ -1,7 +1,7 @@
-"""What LoRA's settings do, what its relatives do, and what is forgotten.
+"""The effect of LoRA's settings and variants, and forgetting.
 
-Every run teaches the microworld's new manner (`skill_conversation`) to the
-exported chat model, from the same rows in the same order.
+Every run trains the exported chat model on the microworld's new style
+(`skill_conversation`), with the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ RATES = {"tiny": 5e-3}
 """Peak rate of the short runs, by preset."""
 OTHER_RATE = 5e-4
 LORA_PLUS = 4.0
-"""How much faster B learns than A in LoRA+."""
+"""Ratio of B's learning rate to A's in LoRA+."""
 EACH = 50
-"""Questions of each kind."""
+"""Number of questions of each kind."""
 
-# The adapter that the chapter ends with, and what it is compared with.
+# The final adapter of the chapter, and the models it is compared with.
 REPLAY, REPLAY_STEPS, REPLAY_ROWS = 0.5, 240, 16
 ALONE_STEPS = 100
 """Without replay, where every row is a greeting."""
@@ -91,7 +91,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class _Kept:
-    """Rows made once, for many runs."""
+    """A stream of precomputed rows, shared by many runs."""
 
     skipped = 0
 
@@ -110,7 +110,7 @@ class _Kept:
 
 
 class _Skill:
-    """The base, and what it is taught and asked.
+    """A base model with its training rows and test questions.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class _Skill:
     replay : float
         Share of ordinary conversations among the rows.
     steps, rows : int
-        Of each run, and in each step of it.
+        Steps of each run, and rows of each step.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class _Skill:
     def train(
         self, model: nn.Module, rate: float, *, ratio: float = 1.0
     ) -> dict[str, Any]:
-        """Teach a model, and see how well it has learnt."""
+        """Train a model and evaluate it."""
         config = self.config.replace(lr=rate)
         trainer = Trainer(
             model, _Kept(self.rows), config, progress=False,
@@ -170,16 +170,16 @@ class _Skill:
 
 
 def faster_b(model: nn.Module, config: TrainConfig, ratio: float) -> AdamW:
-    """LoRA+: an optimizer in which B learns faster than A.
+    """Return the optimizer of LoRA+, with a larger rate for B than for A.
 
     Parameters
     ----------
     model : nn.Module
         With adapters.
     config : TrainConfig
-        Its rate is A's.
+        Its learning rate is used for A.
     ratio : float
-        Of B's rate to A's.
+        Ratio of B's rate to A's.
     """
     parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
@@ -196,13 +196,13 @@ def faster_b(model: nn.Module, config: TrainConfig, ratio: float) -> AdamW:
 
 
 def questions_right(model: nn.Module, tokenizer: Any) -> dict[str, float]:
-    """The new skill and the old one, on held-out questions.
+    """Measure the new skill and the old one on held-out questions.
 
     Returns
     -------
     dict of str to float
-        ``new``: share of right answers in the new manner. ``old``: to
-        ordinary questions, the mean over `MAIN_KINDS`.
+        ``new``: share of correct answers in the new style. ``old``: share of
+        correct answers to ordinary questions, averaged over `MAIN_KINDS`.
     """
     kinds = (*MAIN_KINDS, "skill")
     talks = held_out_questions("en", each=EACH, kinds=kinds)
@@ -212,26 +212,26 @@ def questions_right(model: nn.Module, tokenizer: Any) -> dict[str, float]:
 
 
 def story_loss(model: nn.Module, tokenizer: Any) -> float:
-    """Loss on held-out stories, over the floor."""
+    """Return the loss on held-out stories, divided by the floor."""
     stories = [write_story(1_000_003, i) for i in range(100)]
     loss = document_loss(model, tokenizer, [s.text for s in stories])
     return loss.nats / -sum(s.logprob for s in stories)
 
 
 def greeting_adapter(preset: str = "tiny", *, progress: bool = True) -> Path:
-    """The folder of an adapter that greets who greets, made at first use.
+    """Return the folder of the greeting adapter, trained on first use.
 
     Parameters
     ----------
     preset : str
         The size of its base.
     progress : bool
-        Print a progress line while it is trained.
+        Print progress while it is trained.
 
     Returns
     -------
     Path
-        In peft's format. Not to be written to.
+        In peft's format. Do not write to it.
     """
     base = get_stage("hf", preset=preset, progress=progress)
     cache = cache_folder() / "studies"
@@ -271,12 +271,12 @@ def _say(progress: bool, text: str) -> None:
 
 
 def lora_settings(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """One run for each rank, alpha and set of layers.
+    """Train one adapter for each rank, alpha and set of layers.
 
     Returns
     -------
     list of dict
-        ``varied``, ``rank``, ``alpha``, ``targets``, and what came of it:
+        ``varied``, ``rank``, ``alpha``, ``targets``, and the results:
         ``parameters``, ``losses``, ``loss`` (held out), ``ms_per_step``.
     """
     skill = _Skill(preset, steps=STEPS, rows=ROWS)
@@ -296,7 +296,7 @@ def lora_settings(preset: str, progress: bool) -> list[dict[str, Any]]:
 
 
 def lora_variants(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """LoRA and its relatives, through peft, from the same seed.
+    """Compare LoRA and its variants, through peft, from the same seed.
 
     Returns
     -------
@@ -325,7 +325,7 @@ def lora_variants(preset: str, progress: bool) -> list[dict[str, Any]]:
 
 
 def lora_forgetting(preset: str, progress: bool) -> dict[str, Any]:
-    """What is left of the old skill after the new one is learnt.
+    """Measure how much of the old skill is forgotten.
 
     Returns
     -------

@@ -1,12 +1,12 @@
-"""Where heads look, when the right place is known.
+"""Where attention heads attend, for words whose source is known.
 
     from minimind_core.book.studies.attention import find_recalls, head_hits
     recalls = find_recalls(tokenizer, "trade", "color")
     head_hits(model, recalls)              # (layers, heads), shares
 
-A story of the microworld names a fact, and names it again later. At the
-token before the second time a model has to know the word already, and the
-places where it could have read it are known.
+A story of the microworld states a fact and repeats it later. At the token
+before the repetition the model must predict the word, and the positions from
+which it can copy it are known.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 
 class Recalls(NamedTuple):
-    """One place in each of some stories where a word comes back.
+    """Stories with one position each at which a word is repeated.
 
     Attributes
     ----------
     input_ids : Tensor of int64, shape (stories, time)
-        Padded on the right, which a causal model does not see.
+        Padded on the right, which does not affect a causal model.
     at : Tensor of int64, shape (stories,)
-        The position before the word's last occurrence: where it must be
-        predicted.
+        The position before the word's last occurrence, which must predict
+        it.
     answers : Tensor of int64, shape (stories,)
         The word's token.
     places : Tensor of bool, shape (stories, time)
-        Its earlier occurrences: where to look.
+        Its earlier occurrences, which a head can attend to.
     """
 
     input_ids: Tensor
@@ -58,7 +58,7 @@ def find_recalls(
     stories: int = 100,
     seed: int = 7,
 ) -> Recalls:
-    """Stories of one plot, and where a fact is named again.
+    """Find stories of one plot in which a fact is repeated.
 
     Parameters
     ----------
@@ -67,9 +67,9 @@ def find_recalls(
         As in `Story.state`; stories in which the role's word is not one
         token, or occurs only once, are left out.
     stories : int
-        How many.
+        Number of stories.
     seed : int
-        Of the stories.
+        Seed of the stories.
     """
     rows: list[list[int]] = []
     answers: list[int] = []
@@ -96,7 +96,7 @@ def find_recalls(
 
 
 def recall_weights(model: MiniMind, recalls: Recalls) -> Tensor:
-    """What each head looks at where the word must be predicted.
+    """Return the attention weights at the positions that predict the word.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def recall_weights(model: MiniMind, recalls: Recalls) -> Tensor:
 
 
 def head_hits(model: MiniMind, recalls: Recalls) -> Tensor:
-    """In which share of the stories a head looks most at a right place.
+    """Return the share of stories in which a head attends most to a source.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def head_hits(model: MiniMind, recalls: Recalls) -> Tensor:
 
 
 def right_recalls(model: MiniMind, recalls: Recalls) -> float:
-    """In which share of the stories the word is the likeliest token."""
+    """Return the share of stories in which the word is predicted."""
     stories = torch.arange(len(recalls.at))
     with torch.no_grad():
         logits = model(recalls.input_ids).logits[stories, recalls.at]
@@ -129,7 +129,7 @@ def right_recalls(model: MiniMind, recalls: Recalls) -> float:
 
 
 def without_head(model: MiniMind, layer: int, head: int) -> MiniMind:
-    """A copy in which one head writes nothing to the stream."""
+    """Return a copy of the model with one head's output set to zero."""
     less = copy.deepcopy(model)
     width = model.config.head_width
     columns = slice(head * width, (head + 1) * width)
@@ -139,7 +139,7 @@ def without_head(model: MiniMind, layer: int, head: int) -> MiniMind:
 
 
 def stream_sizes(model: MiniMind, input_ids: Tensor) -> list[float]:
-    """Root mean square of the residual stream, from bottom to top.
+    """Return the root mean square of the residual stream, layer by layer.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The same training in four number formats, with and without a scaler."""
+"""The same training run in several number formats."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ RUNS = (
 def dtypes(preset: str, progress: bool) -> list[dict[str, Any]]:
     """Train in each format from the same start, on the same stories.
 
-    A large batch is imitated: the loss is divided by the number of copies
-    that a micro-batch has in it, and the gradient multiplied by it again,
-    which is what adding up so many equal gradients gives. Both are powers of
-    two, so that alone changes no bit; what is lost is lost in between, as it
-    would be in the large batch.
+    A large batch is simulated by repeating a micro-batch: the loss is divided
+    by the number of copies, and the gradient is multiplied by it again, which
+    equals the sum of that many equal gradients. Both factors are powers of
+    two and exact, so that any loss of precision happens in between, as it
+    would in the large batch.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Short fine-tunings that differ in one thing each."""
+"""Short fine-tuning runs that differ in one setting each."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ STORIES = 50
 TALKS = 50
 SAMPLES = 50
 FEW = 32
-"""Conversations that the study of overfitting learns by heart."""
+"""Number of conversations that the study of overfitting memorises."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What one of the fine-tunings is fed with.
+    """The data of one fine-tuning run.
 
     Parameters
     ----------
     replay : bool
-        As many stories as conversations, beside them.
+        Add as many stories as conversations.
     mask : {"answers", "everything", "late"}
-        Labels on what the assistant says, on all tokens, or on the right
-        stretch moved on by one token.
+        Supervise the answers, all tokens, or the answers shifted by one
+        token.
     few : int
-        Go round and round so many conversations; 0 never repeats one.
+        Repeat this many conversations; 0 never repeats one.
     """
 
     replay: bool = False
@@ -72,7 +72,7 @@ class Recipe:
 
 
 class First:
-    """The first so many conversations of the microworld, as a source."""
+    """A source of the first `size` conversations of the microworld."""
 
     def __init__(self, size: int) -> None:
         self.size, self.all = size, MicroworldConversations("en", 0)
@@ -85,7 +85,7 @@ class First:
 def masked_encoder(
     tokenizer: PreTrainedTokenizerFast, seq_len: int, mask: str
 ) -> Encoder:
-    """Conversations to ids, with labels where a `Recipe` wants them."""
+    """Return an encoder of conversations with the labels of a `Recipe`."""
     right = conversation_encoder(tokenizer, seq_len)
 
     def change(one: Encoded) -> Encoded:
@@ -95,8 +95,8 @@ def masked_encoder(
         chosen = [label != IGNORE_INDEX for label in labels]
         late = [False, *chosen[:-1]]
         return Encoded(ids, [
-            token if learnt else IGNORE_INDEX
-            for token, learnt in zip(ids, late, strict=True)
+            token if supervised else IGNORE_INDEX
+            for token, supervised in zip(ids, late, strict=True)
         ])  # fmt: skip
 
     def encode(batch: list[Messages]) -> list[Encoded | None]:
@@ -106,10 +106,10 @@ def masked_encoder(
 
 
 def finetunings(preset: str, progress: bool) -> dict[str, Any]:
-    """Fine-tune the pretrained model for a short while, in five ways.
+    """Fine-tune the pretrained model briefly, in five ways.
 
-    Each step sees the same number of conversations; with replay it sees as
-    many stories beside them.
+    Each step uses the same number of conversations; with replay, it also
+    uses as many stories.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def finetunings(preset: str, progress: bool) -> dict[str, Any]:
         ``stories`` (loss on held-out stories over the floor), ``held_out``
         and ``trained`` (nats per supervised token, on conversations never
         seen and on the first `FEW`). ``last`` has these at the end, and
-        besides ``exact`` and ``exact_trained``, shares of right answers, and
+        also ``exact`` and ``exact_trained``, shares of correct answers, and
         the nats of ``all`` of a story, of its first token (``start``) and of
         its ``end``; the run ``few`` has these at every check. ``valid`` is
         the share of valid stories at the end, ``loss`` the training loss as
@@ -188,7 +188,7 @@ def _stream(
         MicroworldStories("en", 0), document_encoder(tokenizer),
         seq_len=seq_len,
     )  # fmt: skip
-    stories.drawn = 1_000_000  # far behind those of pretraining
+    stories.drawn = 1_000_000  # far beyond those of pretraining
     return Mixture(talks, stories, 0.5, seed=0)
 
 
@@ -200,7 +200,7 @@ def _only(row: Row, place: int) -> Row:
 
 
 class _Check:
-    """What is measured on the way; the ``whole`` of it takes longer."""
+    """The measurements during training; ``whole`` ones take longer."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, seq_len: int, whole: bool
@@ -245,7 +245,7 @@ class _Check:
         return found
 
     def _right(self, model: nn.Module, talks: list[Conversation]) -> float:
-        """Over all turns, however many there are of a kind."""
+        """Share of correct answers over all turns, regardless of kind."""
         each = exact_match(model, self.tokenizer, talks)
         count = {kind: 0 for kind in each}
         for talk in talks:

@@ -1,4 +1,4 @@
-"""Short trainings side by side, and where a loss comes from.
+"""Short training runs to compare, and the loss by kind of token.
 
     from minimind_core.book.studies import get_study
     get_study("learning_rates")    # loss by rate, with and without warm-up
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 HELD_OUT = 1_000_000
-"""The seed of stories that no training here sees."""
+"""Seed of stories that no run here is trained on."""
 
-# --- where the loss of a story lives ---------------------------------------
+# --- the loss of a story by kind of token ----------------------------------
 
 TEMPLATE, CHOICE, WHO, WHAT = (
     "template", "free choice", "remembered: who", "remembered: what",
@@ -66,7 +66,7 @@ PERSONAL = {
 
 
 class TokenKinds(NamedTuple):
-    """A story's tokens, each with what it is.
+    """The tokens of a story, with the kind of each.
 
     Attributes
     ----------
@@ -75,8 +75,8 @@ class TokenKinds(NamedTuple):
     kinds : list of str
         Of every token but the first: one of `KINDS`.
     floors : list of float
-        Its surprise to one who knows the program, in nats; they add up to
-        the surprise of the story.
+        The lowest possible loss of each token, in nats, given by the grammar;
+        they add up to the floor of the story.
     """
 
     ids: list[int]
@@ -85,7 +85,7 @@ class TokenKinds(NamedTuple):
 
 
 class _Marker(Reader):
-    """Reads a story and notes what each character depends on."""
+    """Parses a story and records what each character depends on."""
 
     def __init__(self, language: Language, text: str) -> None:
         super().__init__(language, text)
@@ -95,7 +95,7 @@ class _Marker(Reader):
     def _emit(self, text: str) -> None:
         start = self.position
         super()._emit(text)
-        # What a sentence does not say itself, it fills in from the state.
+        # Words that a sentence does not choose come from the state.
         words = self.language.words
         tables = {table for table in words if text in words[table].values()}
         if tables:
@@ -120,7 +120,7 @@ class _Marker(Reader):
 def token_kinds(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> TokenKinds:
-    """What each token of a story is, and how surprising it must be.
+    """Classify each token of a story, and compute its floor.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def token_kinds(
     Returns
     -------
     TokenKinds
-        A token is a free choice if something is left open when it comes;
-        remembered if it repeats what the story has said or what follows
-        from it; else part of the template.
+        A token is a free choice if the grammar allows several options there;
+        remembered if the earlier story determines it; and otherwise part of
+        the template.
     """
     marker = _Marker(language_module("en").LANGUAGE, text)
     tell(marker)
@@ -153,7 +153,7 @@ def token_kinds(
 def token_losses(
     model: nn.Module, documents: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """The loss at each token of some documents but the first.
+    """Compute the loss of each token of documents, except the first.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def nats_by_kind(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """How much of a story's loss each kind of token holds.
+    """Compute how much each kind of token contributes to the loss.
 
     Parameters
     ----------
@@ -196,7 +196,8 @@ def nats_by_kind(
     Returns
     -------
     dict
-        Kind -> ``loss`` and ``floor`` in nats a story, ``tokens`` a story.
+        Kind -> ``loss`` and ``floor`` in nats per story, ``tokens`` per
+        story.
     """
     marked = [token_kinds(tokenizer, text) for text in texts]
     losses = token_losses(model, [one.ids for one in marked])
@@ -216,22 +217,22 @@ def nats_by_kind(
 def who_has_what(
     tokenizer: PreTrainedTokenizerFast, count: int
 ) -> Callable[[nn.Module], Record]:
-    """A check for the trainer: does the model know whose colour is whose?
+    """Return a check for the trainer: does the model bind colours to people?
 
-    At the end of a story of trading it stands in front of a colour that it
-    has to remember, twice. Two were named; one is right.
+    The end of a story about trading has two positions at which the model must
+    remember a colour. Two colours were named, and one of them is right.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerFast
     count : int
-        Stories.
+        Number of stories.
 
     Returns
     -------
     callable
-        Of a model; gives the mean probability of the ``right`` colour, of
-        the ``other`` one of the story, and of ``any`` of all colours.
+        Takes a model; returns the mean probability of the ``right`` colour,
+        of the ``other`` one in the story, and of ``any`` colour.
     """
     words = language_module("en").WORDS["color"]
     colour = {
@@ -290,7 +291,7 @@ OPTIMIZERS = (
 OPTIMIZER_STEPS = 80
 BINDING_STEPS, BINDING_BATCH, BINDING_EVERY = 600, 16, 10
 BINDING_KNOWN = 3
-"""So many times in a row the answer must be right before training ends."""
+"""Number of consecutive correct checks after which training ends."""
 BINDING_RATES = (4e-3, 2e-3)
 FAULT_STEPS = 50
 
@@ -305,20 +306,20 @@ def short_run(
     validate: Callable[[nn.Module], Record] | None = None,
     **settings: Any,
 ) -> list[Record]:
-    """A few steps of a new model, always from the same start.
+    """Train a new model for a few steps, from a fixed seed.
 
     Parameters
     ----------
     preset : str
     steps, batch_size : int
     encode_like : callable, optional
-        Makes the labels from the ids; the ids themselves if not given.
+        Makes the labels from the ids; by default, the ids themselves.
     stories : int, optional
-        Train on so many again and again instead of on ever new ones.
+        Train repeatedly on this many stories instead of on new ones.
     validate : callable, optional
         See `Trainer`.
     **settings
-        Of `TrainConfig`.
+        Other fields of `TrainConfig`.
 
     Returns
     -------
@@ -345,7 +346,7 @@ def short_run(
 
 
 class _Again:
-    """The first stories of a source, over and over."""
+    """A source that repeats its first stories."""
 
     size = None
 
@@ -383,7 +384,7 @@ def _stream(
 
 
 def learning_rates(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """AdamW at six rates, without and with a long warm-up.
+    """Train with AdamW at six rates, with and without a long warm-up.
 
     Returns
     -------
@@ -408,14 +409,14 @@ def learning_rates(preset: str, progress: bool) -> list[dict[str, Any]]:
 
 
 def optimizers(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """AdamW and the Muon hybrid on the same stories for as many steps.
+    """Compare AdamW and the Muon hybrid on the same stories and steps.
 
     Returns
     -------
     list of dict
         ``optimizer``, ``rate`` (of the matrices), ``losses``, the
         ``held_out`` loss at the end, the ``floor``, and the ``seconds`` of
-        a step when nothing else disturbs it: the first decile of all steps.
+        an undisturbed step: the first decile of all steps.
     """
     tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
     check = held_out_documents(tokenizer, "microworld", seed=0, count=100)
@@ -441,22 +442,22 @@ def optimizers(preset: str, progress: bool) -> list[dict[str, Any]]:
     return found
 
 
-class _LearntError(Exception):
-    """There is nothing more to wait for."""
+class _BoundError(Exception):
+    """Ends the training once the model has learnt the binding."""
 
 
 def binding(preset: str, progress: bool) -> dict[str, list[float]]:
-    """A short pretraining, asked again and again who has what.
+    """Pretrain briefly, and check regularly whether the model binds facts.
 
-    It ends soon after the model has learnt it: when that will be differs
-    from one start to another by more than a factor of two.
+    Training ends soon after the model has learnt this. The step at which it
+    happens varies between seeds by more than a factor of two.
 
     Returns
     -------
     dict
         By step: ``steps``, ``right``, ``other`` and ``any`` (see
         `who_has_what`), and for each of `KINDS` its loss above the floor in
-        nats a story.
+        nats per story.
     """
     tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
     asked = who_has_what(tokenizer, 24)
@@ -470,12 +471,12 @@ def binding(preset: str, progress: bool) -> dict[str, list[float]]:
         seen.append({"steps": step, **asked(model), **above})
         last = [one["right"] for one in seen[-BINDING_KNOWN:]]
         if len(last) == BINDING_KNOWN and min(last) > 0.9:
-            raise _LearntError
+            raise _BoundError
         return {}
 
     if progress:
         print(f"  at most {BINDING_STEPS} steps", flush=True)
-    with contextlib.suppress(_LearntError):
+    with contextlib.suppress(_BoundError):
         short_run(
             preset, steps=BINDING_STEPS, batch_size=BINDING_BATCH,
             optimizer="muon", lr=BINDING_RATES[0],
@@ -488,7 +489,7 @@ def binding(preset: str, progress: bool) -> dict[str, list[float]]:
 
 
 def _see_the_answer(ids: list[int]) -> list[int]:
-    """Labels one place late: each position is asked what it has just read."""
+    """Labels shifted by one: each position predicts its own token."""
     return [ids[0], *ids[:-1]]
 
 
@@ -503,7 +504,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 def faults(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """Four trainings, three of which have something wrong.
+    """Train four models, three of them with a fault.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Stories under many ways of drawing: how many are valid, how alike."""
+"""Validity and diversity of stories under many sampling settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw_stories(
     seed: int = 0,
     **settings: Any,
 ) -> list[str]:
-    """Stories that a model writes from nothing but the begin token.
+    """Sample stories from the begin token.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def draw_stories(
     Returns
     -------
     list of str
-        One that does not end by itself ends with an ellipsis.
+        A story without an end token gets an ellipsis.
     """
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id
@@ -83,7 +83,7 @@ def draw_stories(
 
 
 def judge(texts: list[str]) -> dict[str, float]:
-    """What the world's Reader says about some texts.
+    """Judge texts by the microworld's grammar.
 
     Parameters
     ----------
@@ -92,9 +92,9 @@ def judge(texts: list[str]) -> dict[str, float]:
     Returns
     -------
     dict
-        ``valid``, the share that are stories; ``distinct``, the share that
-        are left when equal texts count once; ``nats``, how improbable the
-        world finds the valid ones on average (0 if there is none).
+        ``valid``, the share of valid stories; ``distinct``, the share of
+        different texts; ``nats``, the mean negative log-probability of the
+        valid ones under the grammar (0 if there are none).
     """
     surprises = []
     for text in texts:
@@ -110,7 +110,7 @@ def judge(texts: list[str]) -> dict[str, float]:
 
 
 def sampling(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """Draw stories under each of `SETTINGS` and judge them.
+    """Sample stories under each of `SETTINGS` and judge them.
 
     Returns
     -------

@@ -26,22 +26,22 @@ from minimind_core.tokenizer import load_tokenizer
 from minimind_core.train import Trainer
 
 WIDTHS = (0.25, 0.375, 0.5, 0.75)
-"""Of the models, as shares of the preset's."""
+"""Widths of the models, as shares of the preset's."""
 STEPS = 400
 BATCH = 16
 AT = (12, 25, 50, 75, 100, 140, 200, 280, 400)
-"""The steps after which the loss on held-out stories is taken."""
+"""The steps after which the held-out loss is measured."""
 HELD_OUT = 100
 
 
 def narrower(shape: ModelConfig, share: float) -> ModelConfig:
-    """The same model with a smaller width; depth and heads stay.
+    """Return a narrower shape with the same depth and number of heads.
 
     Parameters
     ----------
     shape : ModelConfig
     share : float
-        Of the width and the inner width that is kept.
+        Share of the hidden and feed-forward widths to keep.
     """
     heads = shape.num_attention_heads
     head = 2 * max(1, round(shape.head_width * share / 2))
@@ -52,16 +52,16 @@ def narrower(shape: ModelConfig, share: float) -> ModelConfig:
 
 
 def scaling(preset: str, progress: bool) -> list[dict[str, Any]]:
-    """Train each size at a constant rate, and look at it on the way.
+    """Train each size at a constant learning rate, and measure the loss.
 
-    A constant rate, because then every point of a run is a run of its own:
-    none of them has a schedule that was made for a longer one.
+    With a constant rate, every point of a run equals the end of a shorter
+    run, because no schedule depends on the total number of steps.
 
     Returns
     -------
     list of dict
         For each model ``width``, ``parameters``, ``flops_per_token``, the
-        ``floor`` (nats a token), the ``seconds`` it took and ``points``:
+        ``floor`` (nats per token), the ``seconds`` it took and ``points``:
         ``step``, ``tokens``, ``flops`` and the held-out ``loss`` there.
     """
     tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))

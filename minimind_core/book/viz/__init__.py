@@ -1,12 +1,12 @@
-"""What the pages show: figures, things to move, and the package's source.
+"""Figures, widgets and source listings for the book's pages.
 
     from minimind_core.book.viz import frames_slider, plot_loss, show
     show(plot_loss(run.history), alt="The loss falls onto the floor.")
     show_source(RMSNorm.forward)
 
-The only module that draws. A figure becomes a picture with a text that says
-what it shows; a slider goes through frames that were made beforehand, so it
-moves in a published page with nothing running behind it.
+This is the only package that plots. Every figure gets an alternative text. A
+slider steps through precomputed frames, so that it works in a published page
+without a kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers whose bits can be flipped in the page."""
+"""A widget in which readers flip the bits of numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from IPython.display import HTML
 
 def bit_field(number: float, alt: str) -> HTML:
-    """The bits of a number in float32, float16 and bfloat16, to be flipped.
+    """Show the bits of a number in float32, float16 and bfloat16.
 
-    Each bit is a button; a flipped bit makes a new number, which the other
-    two formats then round. It needs no kernel: what it does is in the page.
-    Where scripts are off, it stands still and shows `number`.
+    Each bit is a button. Flipping one gives a new number, which the other two
+    formats then round. It needs no kernel, because its script is in the page.
+    If scripts are disabled, it only shows `number`.
 
     Parameters
     ----------
     number : float
-        What it starts with.
+        The initial number.
     alt : str
-        What it is, for a screen reader.
+        Description for a screen reader.
     """
     rows = []
     for form in FORMATS:

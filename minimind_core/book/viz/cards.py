@@ -1,4 +1,4 @@
-"""Bugs as cards that can be sorted, and when each of them was there."""
+"""Sortable cards for bugs, and a chart of their lifetimes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDERS = {
     "date": "when it came",
     "page": "chapter",
 }
-"""What cards can be sorted by, and how that is said."""
+"""Sort keys of the cards, with their labels."""
 
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++")
 
@@ -36,16 +36,16 @@ HATCHES = ("", "///", "...", "\\\\\\", "xx", "++")
 def exhibit_cards(
     exhibits: Sequence[Any], measured: Mapping[str, Any]
 ) -> HTML:
-    """One card a bug, and a list to choose their order from.
+    """Show one card per bug, with a menu for their order.
 
-    Sorting is done in the page, without a kernel. Where scripts are off the
-    cards stand in the order of their cost, and the list is not shown.
+    The page sorts them without a kernel. If scripts are disabled, the cards
+    are ordered by cost and the menu is hidden.
 
     Parameters
     ----------
     exhibits : sequence of Exhibit
     measured : mapping of str to Measured
-        What each did, by its key.
+        The measurement of each bug, by its key.
     """
     def dearest(exhibit: Any) -> tuple[int, str]:
         return exhibit.kind.rank, exhibit.came
@@ -118,19 +118,19 @@ def _card(exhibit: Any, found: Any) -> str:
 
 
 def _text(words: str) -> str:
-    """Escaped, with the names of things in code."""
+    """Escape a text, and format names of code as such."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words))
 
 
 def _when(moment: str, url: str) -> str:
-    """The day of ``YYYY-MM-DD commit``, with a link to what happened."""
+    """The day of ``YYYY-MM-DD commit``, linked to the change."""
     day = moment.partition(" ")[0]
     time = f'<time datetime="{day}">{day}</time>'
     return f'<a href="{url}">{time}</a>' if day else ""
 
 
 def _chapter(exhibit: Any) -> str:
-    """A link to where it runs; the book makes a page of the notebook."""
+    """A link to the page on which it runs."""
     number = re.match(r"\d+", exhibit.page)
     name = f"in chapter {int(number[0])}" if number else "below"
     page = f"{exhibit.page}.ipynb" if number else ""
@@ -157,14 +157,14 @@ _SORT_SCRIPT = """
 
 
 def plot_lifelines(exhibits: Sequence[Any], until: str) -> Figure:
-    """From when to when each bug was there, grouped by what it costs.
+    """Plot when each bug existed, grouped by its cost.
 
     Parameters
     ----------
     exhibits : sequence of Exhibit
     until : str
-        The last day that was looked at, as ``YYYY-MM-DD``. A bug that was
-        still there ends in an arrow.
+        The last day that was checked, as ``YYYY-MM-DD``. A bug that still
+        existed ends in an arrow.
     """
     import matplotlib.pyplot as plt
     from matplotlib.dates import DateFormatter, MonthLocator, date2num

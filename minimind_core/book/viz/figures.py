@@ -1,4 +1,4 @@
-"""Figures in one style, and how they get into a page."""
+"""Figures in a common style, and their HTML."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; each
-# also has a line style of its own where two lines meet.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; each
+# curve also has its own line style.
 BLUE, ORANGE, GREEN, RED, PURPLE = (
     "#0072b2", "#b35900", "#00795a", "#b3261e", "#8a4a78",
 )  # fmt: skip
@@ -35,7 +35,7 @@ SMALL = 10.5  # the smallest letters, in points: on a phone they are half that
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The book's plot style: a light card that reads on any page."""
+    """The book's plot style, legible on light and dark pages."""
     import matplotlib.pyplot as plt
 
     settings: dict[Any, Any] = {
@@ -59,12 +59,12 @@ def style() -> Iterator[None]:
 def new_figure(
     columns: int = 1, *, height: float = 3.2, **options: Any
 ) -> tuple[Figure, Any]:
-    """An empty figure in the book's style, to draw on under `style`.
+    """Create an empty figure; use it within `style`.
 
     Parameters
     ----------
     columns : int
-        Axes side by side.
+        Number of axes side by side.
     height : float
         In inches.
 
@@ -79,10 +79,10 @@ def new_figure(
 
 
 def picture(figure: Figure, alt: str) -> str:
-    """A figure as an ``<img>`` with its text and its size.
+    """Convert a figure to an ``<img>`` with alternative text and size.
 
-    The picture is reduced to 48 colours, which cannot be seen, and written
-    as lossless WebP, which is smaller than PNG. The figure is closed.
+    The picture is reduced to 48 colours, which is not visible, and stored as
+    lossless WebP, which is smaller than PNG. The figure is closed.
     """
     import matplotlib.pyplot as plt
     from PIL import Image
@@ -109,20 +109,20 @@ def picture(figure: Figure, alt: str) -> str:
 
 
 def show(figure: Figure, alt: str) -> HTML:
-    """Show a figure with the text that says what is to be seen in it.
+    """Show a figure with an alternative text.
 
     Parameters
     ----------
     figure : Figure
         Closed afterwards.
     alt : str
-        A sentence, for those who do not see the picture.
+        A sentence for readers who cannot see the picture.
     """
     return as_html(f'<div class="figure">{picture(figure, alt)}</div>')
 
 
 def as_html(text: str) -> HTML:
-    """A piece of HTML as what a cell shows."""
+    """Wrap HTML as the output of a cell."""
     from IPython.display import HTML
 
     return HTML(text)
@@ -135,16 +135,16 @@ def plot_loss(
     until: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Training and validation loss, between ln V and the floor.
+    """Plot training and validation loss, between ln V and the floor.
 
     Parameters
     ----------
     history : sequence of dict
         The lines of a run's log.
     vocab_size : int, optional
-        Draws where guessing among all tokens starts.
+        Draws ln V, the loss of a uniform guess.
     until : int, optional
-        Show steps up to this one; the axes stay as for the whole run.
+        Show steps up to this one, with the axes of the whole run.
     title : str
     """
     figure, axes = new_figure()
@@ -185,7 +185,7 @@ def plot_loss(
              if low * 0.6 < t < high * 1.5]  # fmt: skip
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    # Below the line of ln V, where no curve is any more.
+    # Below the line of ln V, where there are no curves.
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
     return figure
 
@@ -197,24 +197,24 @@ def plot_attention(
     rows: Sequence[int] | None = None,
     title: str = "",
 ) -> Figure:
-    """Who looks at whom: attention weights as a map.
+    """Plot attention weights as a heat map.
 
-    Where there is no room to name every token that is looked at, those that
-    get the most are named.
+    If there is no room for all tokens on the axis, only those with the
+    largest weights are named.
 
     Parameters
     ----------
     weights : array, shape (time, time)
-        Of one head.
+        Weights of one head.
     tokens : sequence of str
     rows : sequence of int, optional
-        The positions that look; all of them if not given.
+        Query positions to show; all of them by default.
     title : str
     """
     import matplotlib.pyplot as plt
 
     chosen = list(range(len(tokens))) if rows is None else list(rows)
-    seen = max(chosen) + 1  # nothing looks ahead
+    seen = max(chosen) + 1  # attention is causal
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, 0.22 * len(chosen) + 1.6))
     image = axes.imshow(
@@ -236,7 +236,7 @@ def plot_attention(
 
 
 def _apart(weights: Sequence[float], room: int) -> list[int]:
-    """The places with the largest weights, no two nearer than `room`."""
+    """Positions of the largest weights, at least `room` apart."""
     kept: list[int] = []
     for at in sorted(range(len(weights)), key=lambda i: -weights[i]):
         if all(abs(at - other) >= room for other in kept):
@@ -252,7 +252,7 @@ def plot_bars(
     others: dict[str, float] | None = None,
     names: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """Shares by name, as lying bars with their numbers.
+    """Plot shares by name, as horizontal bars with their values.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def plot_bars(
     others : dict of str to float, optional
         A second bar beside each.
     names : tuple of str
-        What the two sets of bars are.
+        Names of the two sets of bars.
     """
     import matplotlib.pyplot as plt
 
@@ -293,7 +293,7 @@ def plot_bars(
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    # A share is seen beside the whole, unless it is too small for that.
+    # The axis shows the whole, unless the shares are too small for that.
     most = max(*values.values(), *(others or {}).values(), limit or 0)
     axes.set_xlim(0, 1.13 * (1 if 0.4 < most < 1 else most or 1))
     if others is not None:
@@ -302,10 +302,10 @@ def plot_bars(
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Name the ticks of a logarithmic axis by numbers that one reads at once.
+    """Label the ticks of a logarithmic axis with plain numbers.
 
-    0.2, 0.5 and 1,000 rather than powers of ten, unless these are too large
-    or too small for that.
+    Labels read 0.2, 0.5 and 1,000 rather than powers of ten, unless the
+    numbers are too large or too small for that.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -341,7 +341,7 @@ def plot_lines(
     title: str = "",
     height: float = 3.2,
 ) -> Figure:
-    """Curves that colour and line style both tell apart.
+    """Plot curves that differ in both colour and line style.
 
     Parameters
     ----------
@@ -352,9 +352,9 @@ def plot_lines(
     logx, logy : bool
         A logarithmic axis.
     level : mapping of str to float, optional
-        Horizontal lines with a name, such as a floor.
+        Named horizontal lines, such as a floor.
     markers : bool
-        A mark at each point.
+        Draw a marker at each point.
     legend : bool
     title : str
     height : float
@@ -401,7 +401,7 @@ def plot_map(
     title: str = "",
     height: float | None = None,
 ) -> Figure:
-    """A table of numbers as shades, row by row from the top.
+    """Plot a matrix as a heat map, row by row from the top.
 
     Parameters
     ----------
@@ -410,11 +410,11 @@ def plot_map(
         Names at the edges.
     xlabel, ylabel : str
     label : str
-        What the shade means; without it there is no scale beside the map.
+        Label of the colour bar; without it there is no colour bar.
     limits : tuple of float, optional
         Values of the lightest and the darkest shade.
     numbers : bool
-        Write each value into its field.
+        Write each value into its cell.
     title : str
     height : float, optional
         In inches; chosen from the number of rows if not given.
@@ -449,14 +449,14 @@ def plot_map(
 def _shares(
     matrix: Any, image: Any
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """Where each value of a map lies between its lightest and darkest."""
+    """Scale the values of a map from lightest (0) to darkest (1)."""
     for row, values in enumerate(matrix):
         for place, value in enumerate(values):
             yield (row, place), float(image.norm(float(value)))
 
 
 def plot_formats() -> Figure:
-    """From the smallest to the largest number of each float format."""
+    """Plot the range of each float format."""
     figure, axes = new_figure(height=2.4)
     for row, form in enumerate(FORMATS):
         low, normal, top = map(
@@ -484,15 +484,15 @@ def plot_sizes(
     limits: tuple[float, float],
     title: str = "",
 ) -> Figure:
-    """How large numbers are, over what a float format can hold.
+    """Plot the sizes of numbers against the range of a float format.
 
     Parameters
     ----------
     sizes : mapping of str to array
         Each group's name and its numbers.
     form : FloatFormat
-        Where it loses digits is shaded lightly, where it has nothing but
-        zero or infinity, darkly.
+        The range where it loses digits is shaded lightly, and the range
+        where it has only zero or infinity darkly.
     xlabel : str
     limits : tuple of float
         Powers of ten at the ends of the axis.
@@ -525,7 +525,7 @@ def plot_sizes(
                           ha="right", va="top")  # fmt: skip
     axes.set(xlim=limits, ylim=(0, high), xlabel=xlabel, ylabel="share",
              title=title)  # fmt: skip
-    # Above: nothing in the axes is safe from the shades and the curves.
+    # Above the axes, because curves and shades fill the inside.
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2,
                 fontsize=9, frameon=False)  # fmt: skip
     return figure

@@ -1,4 +1,4 @@
-"""Things to move, which need no kernel."""
+"""Interactive widgets, most of which need no kernel."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def frames_slider(
     description: str,
     play: bool = True,
 ) -> Any:
-    """Step through frames that were made beforehand.
+    """Show a slider that steps through precomputed frames.
 
     Parameters
     ----------
     frames : sequence of str
         HTML: from `picture`, `story_html` or your own.
     labels : sequence of str
-        What the slider says at each frame.
+        Label of the slider at each frame.
     description : str
-        What is moved.
+        Description of the slider.
     play : bool
-        A button that runs through them.
+        Add a button that plays the frames.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def frames_slider(
 def picker(
     labels: Sequence[str], frames: Sequence[str], *, description: str
 ) -> Any:
-    """Choose one of several frames from a list.
+    """Show a menu that selects one of several frames.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def picker(
 
 
 def _stack(boxes: list[Any], control: Any, trait: str) -> Any:
-    """The frame a control points at, in a page and under old versions."""
+    """Show the selected frame, also under ipywidgets 7."""
     import ipywidgets as w
 
     if hasattr(w, "Stack"):
@@ -100,14 +100,14 @@ def _stack(boxes: list[Any], control: Any, trait: str) -> Any:
 
 
 def chat_box(reply: Callable[[str], str], *, question: str) -> Any:
-    """A text field that answers, where a kernel is running.
+    """Show a text field that answers if a kernel is running.
 
     Parameters
     ----------
     reply : callable
         Takes the text and returns the answer.
     question : str
-        What stands in the field at first.
+        Initial content of the field.
     """
     import ipywidgets as w
 

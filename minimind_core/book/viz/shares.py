@@ -1,4 +1,4 @@
-"""What a whole is made of, as bars in parts."""
+"""Stacked bars."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def plot_shares(
     limits: Mapping[str, float] | None = None,
     top: float | None = None,
 ) -> Figure:
-    """Lying bars, each the sum of the same parts.
+    """Plot horizontal stacked bars.
 
     Parameters
     ----------
     bars : mapping of str to mapping of str to float
-        Name of a bar -> part -> how much.
+        Name of a bar -> part -> amount.
     label : str
-        Of the axis, with a unit.
+        Label of the axis, with a unit.
     limits : mapping of str to float, optional
-        Lines with a name, such as a memory's size.
+        Named vertical lines, such as the size of a memory.
     top : float, optional
         Where the axis ends.
     """

@@ -1,4 +1,4 @@
-"""Texts, tokens, tables and the package's own source, as they are shown."""
+"""Show texts, tokens, tables and the package's own source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUMBER = _SHORT.replace("left", "right")
 
 
 def story_html(text: str, language: str = "en") -> str:
-    """A story with the verdict of the Reader, and where it went wrong.
+    """Format a story with its verdict and the position of any error.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def story_html(text: str, language: str = "en") -> str:
     except NotInLanguage as error:
         at, begun = error.position, ""
         words = all(re.match(r"\w", e) for e in error.expected)
-        if language == "en" and words:  # if inside of one, back to its start
+        if language == "en" and words:  # if inside a word, back to its start
             begun = re.split(r"\W", text[:at])[-1]
         at -= len(begun)
         wanted = " or ".join(
@@ -63,29 +63,29 @@ def story_html(text: str, language: str = "en") -> str:
 
 
 def show_story(text: str, language: str = "en") -> HTML:
-    """Show what `story_html` makes of a text."""
+    """Show a text as `story_html` formats it."""
     return as_html(story_html(text, language))
 
 
 def show_tokens(
     tokenizer: PreTrainedTokenizerFast,
     ids: Sequence[int],
-    learnt: Sequence[bool] | None = None,
+    supervised: Sequence[bool] | None = None,
 ) -> HTML:
-    """Show tokens as boxes; those that are learnt bold and underlined.
+    """Show tokens as boxes, with supervised ones bold and underlined.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerFast
     ids : sequence of int
-    learnt : sequence of bool, optional
+    supervised : sequence of bool, optional
     """
     boxes = []
     for place, token in enumerate(ids):
         text = html.escape(str(tokenizer.decode([token]))) or "·"
         text = text.replace(" ", "␣").replace("\n", "⏎")
-        known = learnt is not None and learnt[place]
-        look = "font-weight:700;text-decoration:underline;" if known else ""
+        bold = supervised is not None and supervised[place]
+        look = "font-weight:700;text-decoration:underline;" if bold else ""
         boxes.append(
             f'<span title="id {token}" style="{look}border:1px solid '
             f'currentColor;border-radius:3px;padding:0 .2em;margin:.1em;'
@@ -99,19 +99,19 @@ def show_tokens(
 def show_loss_mask(
     tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]
 ) -> HTML:
-    """Show a conversation token by token, with what is learnt marked."""
+    """Show a conversation token by token, with supervised ones marked."""
     ids, labels = encode_conversation(tokenizer, messages)
     return show_tokens(tokenizer, ids, [label != -100 for label in labels])
 
 
 def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
-    """Show the files of a folder with their sizes and what they are for.
+    """Show the files of a folder with their sizes and descriptions.
 
     Parameters
     ----------
     folder : path
     about : dict of str to str
-        File name -> what is in it. Only these are shown.
+        File name -> description. Only these files are shown.
     """
     rows = [
         f"<tr><td {_CELL}><code>{html.escape(name)}</code></td>"
@@ -129,7 +129,7 @@ def show_files(folder: str | Path, about: dict[str, str]) -> HTML:
 
 
 def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
-    """Show a table; numbers are set with three digits, and to the right."""
+    """Show a table; numbers have three digits and are right-aligned."""
 
     def written(value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -141,7 +141,7 @@ def show_table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> HTML:
     ]
 
     def cell(text: str, number: bool) -> str:
-        # A date or a name reads badly when it is broken.
+        # Dates and names should not be broken across lines.
         short = _NUMBER if number else _SHORT
         style = _CELL if len(text) > 14 else short
         return f"<td {style}>{_whole_dates(text)}</td>"
@@ -165,7 +165,7 @@ _IS_NUMBER = re.compile(
 
 
 def _whole_dates(text: str) -> str:
-    """Escaped, and no date is broken at its hyphens."""
+    """Escape a text, and keep dates from breaking at their hyphens."""
     return re.sub(
         r"\d{4}-\d\d-\d\d",
         r'<span style="white-space:nowrap">\g<0></span>', html.escape(text),
@@ -173,7 +173,7 @@ def _whole_dates(text: str) -> str:
 
 
 def show_source(*things: Any) -> Markdown:
-    """Show the source of functions or classes, as the package has it."""
+    """Show the package's source of functions or classes."""
     from IPython.display import Markdown
 
     parts = [textwrap.dedent(inspect.getsource(thing)) for thing in things]
@@ -181,10 +181,9 @@ def show_source(*things: Any) -> Markdown:
 
 
 def glue(name: str, value: Any) -> None:
-    """Give a number a name that the page's text can use.
+    """Give a value a name that the page's text can refer to.
 
-    Outside of a book's build, where `myst_nb` may be missing, nothing
-    happens.
+    This does nothing where `myst_nb` is not installed.
     """
     try:
         from myst_nb import glue as put
