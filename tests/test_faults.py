@@ -520,10 +520,11 @@ def test_adapters(here, refuse, small_runs):
     shutil.copytree(small_runs / "lora", here / "lora")
     # Its base is not beside it any more.
     for words in (["merge", "lora", "--out", "out"], ["chat", "lora"],
-                  ["eval", "lora"], ["sft", "lora", "--out", "out"],
+                  ["eval", "lora"],
                   ["export", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "its base '../hf' is not there", "--base")
     for words in (["lora", "lora", "--out", "out"],
+                  ["sft", "lora", "--out", "out"],
                   ["import", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "a LoRA adapter, not a whole model", "minimind merge")
     refuse(["merge", small_runs / "hf", "--out", "out"],
