@@ -126,15 +126,16 @@ def save_model(
     folder : path
         Made if it does not exist. Each file is replaced in one move.
     pth : bool
-        Also write MiniMind's native ``minimind.pth``, a plain state dict.
+        Also write MiniMind's native ``minimind.pth``, a plain state dict
+        that upstream's code loads strictly, so it can hold nothing else.
+        What the weights do not show, such as the rotary base, is in the
+        ``config.json`` beside it, where `import_checkpoint` looks for it.
 
     Raises
     ------
     OutputError
         If the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     partial = folder / ".saving"
     with writing(folder):
@@ -142,22 +143,54 @@ def save_model(
         partial.mkdir(parents=True)
         try:
             state = weights_of(model)
-            save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+            write_package(partial, model.config, state, tokenizer)
             if pth:
                 head = _full(model.lm_head.weight)
                 native = {**state, "lm_head.weight": head}
                 torch.save(native, partial / NATIVE_WEIGHTS)
-            write_json(partial / "config.json", model.config.to_hf())
-            write_json(
-                partial / "generation_config.json",
-                generation_config(model.config),
-            )
-            save_tokenizer(tokenizer, partial)
             flush(partial)
             for file in sorted(partial.iterdir()):
                 move(file, folder / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_package(
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    format: str = "safetensors",
+    dtype: str = "float32",
+) -> None:
+    """The files of a Hugging Face model folder, into an existing folder.
+
+    Run folders, exports and merged models all consist of these.
+
+    Parameters
+    ----------
+    folder : Path
+    config : ModelConfig
+    state : mapping of str to Tensor
+    tokenizer : PreTrainedTokenizerFast
+    format : {"safetensors", "bin"}
+    dtype : {"float32", "bfloat16", "float16"}
+        What the weights are stored in.
+    """
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    state = {name: t.to(kind).contiguous() for name, t in state.items()}
+    if format == "bin":
+        # transformers 5 writes no such file any more, but still reads it.
+        torch.save(state, folder / OLD_WEIGHTS)
+    else:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    described = {**config.to_hf(), "dtype": dtype, "torch_dtype": dtype}
+    write_json(folder / "config.json", described)
+    write_json(folder / "generation_config.json", generation_config(config))
+    save_tokenizer(tokenizer, folder)
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
@@ -199,6 +232,9 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     """The tensors of one ``.safetensors``, ``.bin`` or ``.pth`` file.
 
+    Of a training checkpoint, which has an optimizer and more in it, the
+    model's part is taken.
+
     Raises
     ------
     CheckpointError
@@ -218,14 +254,30 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
         # What is no pickle, or half of one, can make its reader raise
         # anything: KeyError, EOFError, UnpicklingError.
         raise _damaged(path, error) from error
+    for name in _MODEL_PARTS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
-        raise CheckpointError(f"{path}: not a plain state dict of tensors")
+        raise CheckpointError(
+            f"{path}: not a plain state dict of tensors; write one with "
+            "torch.save(model.state_dict(), path)"
+        )
     return state
 
 
+_MODEL_PARTS = ("model", "state_dict", "model_state_dict")
+"""Where training checkpoints of MiniMind and others keep the weights."""
+
+
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if "Weights only load failed" in str(error):
+        return CheckpointError(
+            f"{path}: damaged, or it holds Python objects beside tensors, "
+            "which are not loaded because they may run code; write the "
+            "weights alone: torch.save(model.state_dict(), path)"
+        )
     reason = str(error).splitlines()[0][:120] if str(error) else type(error)
     return CheckpointError(
         f"{path}: damaged, cut short or not a weights file ({reason})"

@@ -199,24 +199,26 @@ def chat(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """Measure a model on data it was not trained on."""
+    from minimind_core.evaluation import describe
     from minimind_core.evaluation import evaluate as run
 
     found = run(
-        options.run,
+        options.run, every_record=options.all,
         **_given(
-            options, "data", "documents", "samples", "questions", "seed",
-            "device",
+            options, "data", "documents", "samples", "questions", "seq_len",
+            "seed", "device",
         ),
     )  # fmt: skip
     if options.json:
         say(json.dumps(found))
         return
+    say(describe(found))
     for name, value in found.items():
         if isinstance(value, dict):
             say(f"{name}:")
             for kind, share in value.items():
                 say(f"  {kind:<18} {share:.3f}")
-        else:
+        elif isinstance(value, float):
             say(f"{name:<20} {value:.4f}")
     say(f"next: minimind chat {options.run}")
 
@@ -226,8 +228,13 @@ def import_(options: Namespace) -> None:
     from minimind_core.export import import_checkpoint
 
     import_checkpoint(
-        options.source, options.out, tokenizer=options.tokenizer
-    )
+        options.source, options.out,
+        max_position_embeddings=options.max_positions,
+        **_given(
+            options, "tokenizer", "rope_theta", "rms_norm_eps",
+            "spare_rows",
+        ),
+    )  # fmt: skip
     say(f"wrote {options.out}", f"next: minimind chat {options.out}")
 
 
@@ -390,10 +397,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="a run, a package or an adapter")
     sub.add_argument("--data", nargs="+", metavar="DATA",
                      help="what to measure on; the run's own")  # fmt: skip
-    sub.add_argument("--documents", type=_count, default=500, metavar="N")
-    sub.add_argument("--samples", type=_count, default=200, metavar="N")
-    sub.add_argument("--questions", type=_count, default=100, metavar="N",
-                     help="of each kind")  # fmt: skip
+    sub.add_argument(
+        "--all", action="store_true",
+        help="all records of --data, those trained on included",
+    )  # fmt: skip
+    sub.add_argument(
+        "--documents", type=_count, metavar="N",
+        help="at most (500, or all of files it was not trained on)",
+    )
+    sub.add_argument("--samples", type=_count, metavar="N",
+                     help="of the microworld (200)")  # fmt: skip
+    sub.add_argument("--questions", type=_count, metavar="N",
+                     help="of each kind (100)")  # fmt: skip
+    sub.add_argument(
+        "--seq-len", type=_count, metavar="N",
+        help="longest row of files (as in training)",
+    )  # fmt: skip
     sub.add_argument("--json", action="store_true",
                      help="one JSON object as the last line")  # fmt: skip
     _seed(sub)
@@ -402,7 +421,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("import", import_, "full_sft_768.pth --tokenizer "
                   "minimind/model --out runs/upstream")  # fmt: skip
     sub.add_argument("source", help="a .pth of MiniMind's, or a package")
-    sub.add_argument("--tokenizer", metavar="DIR")
+    sub.add_argument("--tokenizer", metavar="DIR",
+                     help="where it is not beside the weights")  # fmt: skip
+    sub.add_argument(
+        "--rope-theta", type=float, metavar="X",
+        help="rotary base, where no config.json beside the file says it",
+    )  # fmt: skip
+    sub.add_argument("--rms-norm-eps", type=float, metavar="X",
+                     help="epsilon of the norms, likewise")  # fmt: skip
+    sub.add_argument("--max-positions", type=_count, metavar="N",
+                     help="longest sequence, likewise")  # fmt: skip
+    sub.add_argument("--spare-rows", action="store_true",
+                     help="allow a much smaller tokenizer")  # fmt: skip
     _out(sub)
 
     sub = command("doctor", doctor, "--device cpu")

@@ -81,6 +81,7 @@ from minimind_core.run import (
     portable,
     read_log,
     read_metadata,
+    training_data,
 )
 from minimind_core.settings import (
     Start,
@@ -635,6 +636,7 @@ def sft(
         "stage": "sft",
         "preset": start.preset,
         "data": spec.names(),
+        "trained_on": training_data(before),
         "base": str(base),
         "pth": pth,
         "model": shape.as_given(),
@@ -764,7 +766,8 @@ def train_lora(
         raise ConfigError(f"rank must be at least 1, not {adapter['rank']}")
     shape = load_config(base)
     check_targets(adapter["targets"], shape)
-    start = starting_settings("lora", shape, read_metadata(base), preset)
+    before = read_metadata(base)
+    start = starting_settings("lora", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("lora", plan)
@@ -810,6 +813,7 @@ def train_lora(
         "stage": "lora",
         "preset": start.preset,
         "data": spec.names(),
+        "trained_on": training_data(before),
         "base": str(base),
         **adapter,
         "model": shape.as_given(),
@@ -818,7 +822,9 @@ def train_lora(
     return _train(
         trainer, folder, tok, metadata, rows=rows,
         note=_announced(start, plan, base),
-        write=lambda trained: save_adapter(trained, tok, base, out),
+        write=lambda trained: save_adapter(
+            trained, tok, base, out, {**metadata, **trainer.metadata()}
+        ),
     )  # fmt: skip
 
 

@@ -281,17 +281,40 @@ def _moved(values: Mapping[str, Any], move: Callable[[str], str]) -> Record:
     for name in ("base", "tokenizer"):
         if found.get(name):
             found[name] = move(str(found[name]))
+
+    def moved(names: Sequence[str]) -> list[str]:
+        return [move(name) if is_file_name(name) else name for name in names]
+
     if found.get("data"):
-        found["data"] = [
-            move(name) if is_file_name(name) else name
-            for name in found["data"]
-        ]
+        found["data"] = moved(found["data"])
+    if found.get("trained_on"):
+        found["trained_on"] = [moved(names) for names in found["trained_on"]]
     return found
 
 
 def is_finished(run: str | Path) -> bool:
     """Whether a run folder is complete."""
     return bool(read_metadata(run).get("finished"))
+
+
+def training_data(metadata: Mapping[str, Any]) -> list[list[str]]:
+    """What a model was trained on, in its stages and those before them.
+
+    Parameters
+    ----------
+    metadata : dict
+        Of a run, as `read_metadata` gives it.
+
+    Returns
+    -------
+    list of list of str
+        For each stage what its ``--data`` was.
+    """
+    found = [
+        *metadata.get("trained_on", []),
+        metadata.get("data", []),
+    ]
+    return [names for names in found if names]
 
 
 def read_log(run: str | Path) -> list[Record]:

@@ -784,7 +784,10 @@ class Trainer:
             with warnings.catch_warnings():
                 # If this device cannot, the warning below says so.
                 warnings.simplefilter("ignore", UserWarning)
-                precision = resolve(self.precision.device, dtype)
+                precision = resolve(
+                    self.precision.device, dtype,
+                    origin="as recorded by the run",
+                )  # fmt: skip
             self.precision = self.processes.broadcast(precision)
             self.scaler = self.precision.scaler()
         same = runtime["processes"] == self.processes.world

@@ -163,6 +163,10 @@ def metal():
             if func is torch.Tensor.double:
                 if not getattr(args[0], "moved", False):
                     raise TypeError("Metal does not support float64")
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            to_cpu = torch.device("cpu") in args[1:]
+            if func is torch.Tensor.to and to_cpu:
+                out.moved = True
+            return out
 
     return Metal()

@@ -25,6 +25,13 @@ pytestmark = pytest.mark.skipif(
 )
 HERE = Path(__file__).parent
 
+
+def require_torchrun():
+    if os.name == "nt":
+        pytest.skip("torchrun needs libuv, which Windows lacks")
+
+
+
 # What both workers begin with. Whether the group is left is looked at last
 # of all: what is registered first at exit is called last.
 HEAD = '''
@@ -179,6 +186,8 @@ trainer(model).fit()
 
 def launch(tmp_path, code, processes):
     """Run a worker; its exit status and what it printed."""
+    if processes > 1:
+        require_torchrun()
     script = tmp_path / "worker.py"
     script.write_text(code)
     command = [sys.executable, str(script)]
@@ -316,6 +325,7 @@ def test_the_group_is_left_when_training_raises(tmp_path):
 def test_torchrun_takes_the_whole_journey(tmp_path):
     # Once every process trained a tokenizer, exported and merged, each into
     # the same folder.
+    require_torchrun()
     out = tmp_path / "journey"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",

@@ -103,7 +103,7 @@ BAD_TEXT = {
     "nothing.jsonl": (lines(GOOD, {"text": ""}).encode(),
                       ("nothing.jsonl, line 2", "non-empty string")),
     "list.jsonl": (lines('["a"]').encode(),
-                   ("list.jsonl, line 1", "no object")),
+                   ("list.jsonl, line 1", "a JSON array", "jq -c")),
     "chat.jsonl": (lines(talk()).encode(),
                    ("chat.jsonl, line 1", "minimind sft")),
 }  # fmt: skip
@@ -520,10 +520,11 @@ def test_adapters(here, refuse, small_runs):
     shutil.copytree(small_runs / "lora", here / "lora")
     # Its base is not beside it any more.
     for words in (["merge", "lora", "--out", "out"], ["chat", "lora"],
-                  ["eval", "lora"]):  # fmt: skip
-        refuse(words, "its base '../hf' is not there", "--base")
-    for words in (["sft", "lora", "--out", "out"],
+                  ["eval", "lora"], ["sft", "lora", "--out", "out"],
                   ["export", "lora", "--out", "out"]):  # fmt: skip
+        refuse(words, "its base '../hf' is not there", "--base")
+    for words in (["lora", "lora", "--out", "out"],
+                  ["import", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "a LoRA adapter, not a whole model", "minimind merge")
     refuse(["merge", small_runs / "hf", "--out", "out"],
            "adapter_config.json: no such file")  # fmt: skip

@@ -6,6 +6,7 @@ import shutil
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -283,3 +284,18 @@ def test_an_old_torchao_is_explained(base, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="pip uninstall -y torchao"):
         train_lora(base, tmp_path / "lora", **SETTINGS)
     assert not (tmp_path / "lora").exists()
+
+
+def test_an_adapter_has_a_card(trained, base, tmp_path):
+    card = ModelCard.load(trained[0] / "README.md")
+    front = card.data.to_dict()
+    assert front["library_name"] == "peft"
+    assert "lora" in front["tags"]
+    # The hub takes only its own models' names there.
+    assert {"license", "base_model"}.isdisjoint(front)
+    assert "`../hf` as seen from this folder" in card.text
+    assert "- Data: microworld" in card.text
+    assert "steps 6" in card.text
+    merged = merge_lora(trained[0], tmp_path / "merged")
+    text = ModelCard.load(merged / "README.md").text
+    assert "merged into it" in text and "- Data: microworld" in text

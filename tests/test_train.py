@@ -324,7 +324,8 @@ def test_auto_warns_where_it_cannot_go_on_as_it_began(tmp_path, monkeypatch):
     lacking = DeviceFacts("cpu", "An old processor", bf16=False)
     resolve = train.resolve
     monkeypatch.setattr(
-        train, "resolve", lambda *args: resolve(*args, facts=lacking)
+        train, "resolve",
+        lambda *args, **more: resolve(*args, **more, facts=lacking),
     )
     with pytest.warns(UserWarning, match="'bfloat16', now 'float32'"):
         resumed = go_on(tmp_path, config)

@@ -33,6 +33,7 @@ from minimind_core.data.records import (
     Messages,
     check_record,
     parse_record,
+    record_kind,
 )
 from minimind_core.data.sources import (
     HELD_OUT_EVERY,
@@ -46,6 +47,7 @@ from minimind_core.data.specs import (
     Data,
     DataSpec,
     is_file_name,
+    open_records,
     open_source,
     parse_data,
     tokenizer_texts,
@@ -57,5 +59,6 @@ __all__ = [
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
     "check_record", "collate", "conversation_encoder", "count_labels",
     "count_tokens", "document_encoder", "is_file_name", "next_rows",
-    "open_source", "pack", "parse_data", "parse_record", "tokenizer_texts",
+    "open_records", "open_source", "pack", "parse_data", "parse_record",
+    "record_kind", "tokenizer_texts",
 ]  # fmt: skip

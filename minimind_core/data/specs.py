@@ -232,14 +232,7 @@ def open_source(
         return MicroworldConversations(
             spec.language, seed, skill=kind == "skill", held_out=held_out
         )
-    wanted = "text" if kind == "text" else "conversations"
-    if spec.memory is None:
-        stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
-        found: Source = _open_files(spec.paths, wanted, stamps)
-    elif isinstance(spec.memory, list):
-        found = InMemory(spec.memory, wanted)
-    else:
-        found = spec.memory
+    found = open_records(spec, kind)
     if found.size is None:
         if held_out:
             raise DataError(
@@ -252,6 +245,31 @@ def open_source(
         # After the split, so that what is held out is so from every part.
         source = Slice(source, held_out=spec.part == "tenth", every=10)
     return source
+
+
+def open_records(spec: DataSpec, kind: str) -> Source:
+    """Every record of files or of memory, for training or held out.
+
+    Parameters
+    ----------
+    spec : DataSpec
+        Not of the microworld.
+    kind : {"text", "conversations", "skill"}
+        See `open_source`.
+
+    Raises
+    ------
+    DataError
+        For a record that is wrong.
+    """
+    wanted = "text" if kind == "text" else "conversations"
+    if spec.memory is None:
+        stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
+        return _open_files(spec.paths, wanted, stamps)
+    if isinstance(spec.memory, list):
+        return InMemory(spec.memory, wanted)
+    found: Source = spec.memory
+    return found
 
 
 @functools.lru_cache(maxsize=4)
