@@ -292,7 +292,7 @@ def test_a_gpu_that_is_not_there(refuse, words):
         (["--top-p", "2"], "top_p must be in (0, 1]"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "\udcff"], "not UTF-8"),
-        (["--prompt", "word " * 2000], "begin a new one"),
+        (["--prompt", "word " * 2000], "begin a new conversation"),
     ],
     ids=lambda value: str(value[0])[:20] if isinstance(value, list) else "",
 )
