@@ -544,7 +544,9 @@ def test_warnings_are_one_line(monkeypatch, capsys):
     def warned(*args, **kwargs):
         warnings.warn("bfloat16 is not there", UserWarning, stacklevel=1)
         warnings.warn("for developers", FutureWarning, stacklevel=1)
-        return system.Report(None, None, {}, {}, [], "fine")
+        return system.Report(
+            None, None, None, None, {}, {}, [], "fine"
+        )
 
     monkeypatch.setattr(system, "doctor", warned)
     shown = warnings.showwarning

@@ -292,7 +292,7 @@ def test_a_gpu_that_is_not_there(refuse, words):
         (["--top-p", "2"], "top_p must be in (0, 1]"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "\udcff"], "not UTF-8"),
-        (["--prompt", "word " * 2000], "begin a new one"),
+        (["--prompt", "word " * 2000], "begin a new conversation"),
     ],
     ids=lambda value: str(value[0])[:20] if isinstance(value, list) else "",
 )
@@ -520,10 +520,11 @@ def test_adapters(here, refuse, small_runs):
     shutil.copytree(small_runs / "lora", here / "lora")
     # Its base is not beside it any more.
     for words in (["merge", "lora", "--out", "out"], ["chat", "lora"],
-                  ["eval", "lora"], ["sft", "lora", "--out", "out"],
+                  ["eval", "lora"],
                   ["export", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "its base '../hf' is not there", "--base")
     for words in (["lora", "lora", "--out", "out"],
+                  ["sft", "lora", "--out", "out"],
                   ["import", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "a LoRA adapter, not a whole model", "minimind merge")
     refuse(["merge", small_runs / "hf", "--out", "out"],
