@@ -267,7 +267,7 @@ def read_settings(
     return {name: v for name, v in found.items() if v is not None}
 
 
-SHAPE_OF_BASE = "the model keeps the shape of its base, so set no shape here"
+SHAPE_OF_BASE = "the shape is that of the base model and cannot be set here"
 
 
 def _put(

@@ -263,9 +263,9 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # cgroup 1
     ):
         try:
-            words = (root / quota_file).read_text().split()
+            words = (root / quota_file).read_text("utf-8").split()
             if period_file is not None:
-                words += (root / period_file).read_text().split()
+                words += (root / period_file).read_text("utf-8").split()
             quota, period = int(words[0]), int(words[1])
         except (OSError, ValueError, IndexError):
             continue  # not there, or "max", which means no limit

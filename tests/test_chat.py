@@ -174,7 +174,7 @@ def test_turns_are_kept_whole():
         assert len(ids) <= limit
     with pytest.raises(NoSupervisedTokens, match="beyond"):
         encode_conversation(TOKENIZER, both, max_length=one - 2)
-    with pytest.raises(NoSupervisedTokens, match="nothing"):
+    with pytest.raises(NoSupervisedTokens, match="no assistant message"):
         encode_conversation(TOKENIZER, both[:1])
 
 

@@ -117,7 +117,8 @@ EXHIBITS = (
         "and an enabled one refuses it.",
         fix="If there is no saved state, start a new scaler.",
         measure=measure_resume,
-        test="tests/test_train.py::test_a_bf16_run_goes_on_as_fp16",
+        test="tests/test_train.py::"
+        "test_a_bf16_run_goes_on_as_fp16_and_says_so",
         page="museum",
     ),
     Exhibit(
