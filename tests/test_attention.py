@@ -491,7 +491,7 @@ def test_a_cache_and_documents_exclude_each_other():
     model, batch = make_model(), make_batch()
     cache = KVCache(SMALL, 2, 48)
     model(batch["input_ids"], cache=cache)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="cannot be combined"):
         model(batch["input_ids"], document_ids=DOCUMENTS, cache=cache)
 
 

@@ -155,7 +155,7 @@ def test_an_unknown_language_of_the_microworld(refuse):
 # --- files of conversations ---
 
 BAD_CHAT = {
-    "text.txt": (b"Hello\n", ("text.txt", "come as .jsonl")),
+    "text.txt": (b"Hello\n", ("text.txt", "must be .jsonl")),
     "empty.jsonl": (b"\n\n", ("empty.jsonl", "empty")),
     "text.jsonl": (lines(GOOD).encode(),
                    ("text.jsonl, line 1", "minimind pretrain")),
@@ -177,7 +177,7 @@ BAD_CHAT = {
     "tools.jsonl": (
         lines({"conversations": [TURN, {**REPLY, "tool_calls": "[{"}]}
               ).encode(),
-        ("tools.jsonl, line 1, message 2", "tool_calls is no JSON")),
+        ("tools.jsonl, line 1, message 2", "tool_calls is not JSON")),
 }  # fmt: skip
 
 
