@@ -95,8 +95,8 @@ def test_the_spot_is_the_first_character_that_cannot_be():
 # as the first edition's program wrote them: what was trained on them, and
 # what the chapters print of them, must stay true.
 WRITTEN = {
-    "en": ("f28bd788f4ae7ca51595fdfb66753570", "9043020fe25e4684c9f75b9a720560f9"),
-    "zh": ("2e5dfab9dc1b270ead95811bcb1322cd", "e43790312f5516736884c34f91d63d27"),
+    "en": ("f28bd788f4ae7ca5", "9043020fe25e4684"),
+    "zh": ("2e5dfab9dc1b270e", "e43790312f551673"),
 }
 
 
@@ -108,7 +108,7 @@ def test_every_seed_and_index_gives_the_text_it_always_gave(language):
         stories.update(f"{story.text}\n{story.logprob:.9f}\n".encode())
         talk = conversation(5, i, language)
         talks.update(repr((talk.messages, talk.kinds)).encode())
-    found = stories.hexdigest()[:32], talks.hexdigest()[:32]
+    found = stories.hexdigest()[:16], talks.hexdigest()[:16]
     assert found == WRITTEN[language]
 
 
