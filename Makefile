@@ -59,12 +59,17 @@ book: env
 	@echo "Open file://$(CURDIR)/_build/html/book/index.html"
 	@echo "or run: make serve"
 
+# In CI the tests also measure which lines of the library they reach.
+ifeq ($(CI),true)
+COVERAGE := --cov --cov-report=term
+endif
+
 # A test file, or a notebook, runs on one worker from its first line to its
 # last: hence loadscope.
 test: env lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
-	    tests $(NOTEBOOKS)
+	    $(COVERAGE) tests $(NOTEBOOKS)
 
 # The links to other sites, which needs the network and is no test of ours.
 links: env
@@ -84,6 +89,7 @@ colab-image:
 
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 serve:

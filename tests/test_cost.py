@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_core import cost
+from minimind_core.book import scaling
 from minimind_core.config import ModelConfig, get_preset
 from minimind_core.errors import ConfigError
 from minimind_core.model import MiniMind
@@ -104,7 +105,7 @@ def test_exchanging_gradients_is_not_divided_by_the_devices():
     shape = get_preset("base").model
 
     def seconds(devices):
-        return cost.step_seconds(
+        return scaling.step_seconds(
             shape, config, device=card, utilization=0.3, devices=devices,
             bandwidth=1e9,
         )  # fmt: skip
@@ -128,8 +129,8 @@ def test_memory_is_what_is_held(shape, optimizer):
     held = {
         "weights": sum(p.nbytes for p in model.parameters()),
         "gradients": sum(p.grad.nbytes for p in model.parameters()),
-        "optimizer": cost.state_bytes(built),
-        "activations": cost.kept_for_backward(
+        "optimizer": scaling.state_bytes(built),
+        "activations": scaling.kept_for_backward(
             model, input_ids=ids, labels=ids
         ),
     }
@@ -138,9 +139,9 @@ def test_memory_is_what_is_held(shape, optimizer):
 
 def test_autocast_keeps_less_of_activations_and_a_copy_of_the_weights():
     model, _, ids = step(TINY, SETTINGS)
-    whole = cost.kept_for_backward(model, input_ids=ids, labels=ids)
+    whole = scaling.kept_for_backward(model, input_ids=ids, labels=ids)
     with torch.autocast("cpu", torch.bfloat16):
-        half = cost.kept_for_backward(model, input_ids=ids, labels=ids)
+        half = scaling.kept_for_backward(model, input_ids=ids, labels=ids)
     copies = 2 * TINY.num_parameters()
     assert 0.75 < (half - copies) / whole < 0.85
 
@@ -175,11 +176,11 @@ def test_the_largest_number_of_rows_fits_and_one_more_does_not():
 
 def test_training_is_timed_in_counted_operations():
     config = SETTINGS.replace(batch_size=2)
-    timing = cost.time_training(TINY, config, steps=1)
+    timing = scaling.time_training(TINY, config, steps=1)
     assert timing.seconds > 0
     flops = cost.training_flops(TINY, 2, config.seq_len)
     assert timing.rate == pytest.approx(flops / timing.seconds)
-    assert cost.matmul_rate(64, seconds=0.01) > 1e6
+    assert scaling.matmul_rate(64, seconds=0.01) > 1e6
 
 
 # --- loss against compute --------------------------------------------------
@@ -187,7 +188,7 @@ def test_training_is_timed_in_counted_operations():
 
 def test_a_power_law_is_found_again():
     xs = [1e9, 1e10, 3e11, 1e12]
-    law = cost.fit_power_law(xs, [5.0 * x**-0.3 for x in xs])
+    law = scaling.fit_power_law(xs, [5.0 * x**-0.3 for x in xs])
     assert law.scale == pytest.approx(5.0)
     assert law.exponent == pytest.approx(0.3)
     assert law.spread == pytest.approx(1.0)
@@ -197,7 +198,7 @@ def test_a_power_law_is_found_again():
 def test_the_spread_is_that_of_the_factors():
     xs = [1.0, 10.0, 100.0, 1000.0]
     ys = [2.0, 0.5, 0.5, 2.0]  # a line is no help: two up, two down
-    law = cost.fit_power_law(xs, ys)
+    law = scaling.fit_power_law(xs, ys)
     assert law.exponent == pytest.approx(0.0, abs=1e-12)
     assert math.log(law.spread) == pytest.approx(math.log(2.0))
 
@@ -207,9 +208,9 @@ def test_the_spread_is_that_of_the_factors():
 )
 def test_a_power_law_needs_positive_points(xs, ys):
     with pytest.raises(ConfigError, match="positive"):
-        cost.fit_power_law(xs, ys)
+        scaling.fit_power_law(xs, ys)
 
 
 def test_the_frontier_has_no_point_that_a_cheaper_one_beats():
     points = [(3, 1.0), (1, 3.0), (2, 3.5), (4, 1.0), (5, 0.5)]
-    assert cost.frontier(points) == [(1, 3.0), (3, 1.0), (5, 0.5)]
+    assert scaling.frontier(points) == [(1, 3.0), (3, 1.0), (5, 0.5)]

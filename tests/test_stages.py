@@ -45,7 +45,8 @@ def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
     assert changed("model.py", loud, '"""Other words') == before
     assert changed("model.py", "import math", "import math  # so") == before
     # What only shows or starts things does not make a model.
-    assert changed("viz/figures.py", "WIDTH = 6.4", "WIDTH = 6.0") == before
+    figures = "book/viz/figures.py"
+    assert changed(figures, "WIDTH = 6.4", "WIDTH = 6.0") == before
     constant = "IGNORE_INDEX = -100"
     assert changed("model.py", constant, "IGNORE_INDEX = -1") != before
     table = "microworld/english.json"
@@ -126,17 +127,18 @@ def test_studies_are_made_two_at_a_time(tmp_path, jobs):
         package,
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    for path in (package / "studies").glob("[a-z]*.py"):
+    for path in (package / "book" / "studies").glob("[a-z]*.py"):
         path.unlink()
     study = STUDIES
     if jobs == 1:  # nobody to wait for: it is the other that fails here
         study += 'STUDIES = {"left": broken, "right": broken}\n'
-    (package / "studies" / "pairs.py").write_text(study, encoding="utf-8")
+    pairs = package / "book" / "studies" / "pairs.py"
+    pairs.write_text(study, encoding="utf-8")
     program = (
-        "from minimind_core import stages\n"
+        "from minimind_core.book import __main__ as book\n"
         "if __name__ == '__main__':\n"
-        "    stages.get_stage = lambda name: None\n"
-        f"    stages.main(['--jobs', '{jobs}'])\n"
+        "    book.get_stage = lambda name: None\n"
+        f"    book.main(['--jobs', '{jobs}'])\n"
     )
     (tmp_path / "go.py").write_text(program, encoding="utf-8")
     done = subprocess.run(

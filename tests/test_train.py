@@ -266,8 +266,9 @@ def test_a_loss_that_is_no_number_stops_the_run():
 
 def test_a_batch_must_be_shared_evenly(monkeypatch):
     from minimind_core import train
+    from minimind_core.distributed import Processes
 
-    three = train.Processes(0, 3)
+    three = Processes(0, 3)
     monkeypatch.setattr(train, "join_processes", lambda device: three)
     with pytest.raises(ConfigError, match="cannot be shared evenly"):
         trainer()
