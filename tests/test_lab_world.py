@@ -1,0 +1,197 @@
+"""The microworld in JavaScript is the microworld in Python."""
+
+import math
+import random
+
+import pytest
+
+from minimind_core.data import tokenizer_texts
+from minimind_core.microworld import (
+    LANGUAGES,
+    NotInLanguage,
+    is_valid,
+    read_story,
+    write_story,
+)
+from minimind_core.microworld.tape import read_data
+from minimind_core.microworld.truth import Truth
+from minimind_core.tokenizer import encode_text, train_tokenizer
+
+NAMES = {"en": "english", "zh": "chinese"}
+DATA = {
+    "world": read_data("world"),
+    **{code: read_data(name) for code, name in NAMES.items()},
+}
+COUNT = 500
+
+LOAD = """
+const tongue = new world.Language(
+  new world.World(input.data.world), input.data[input.language]);
+"""
+
+
+def broken(text, rng, others):
+    """A text that is near a story, and seldom one."""
+    at = rng.randrange(len(text))
+    way = rng.randrange(5)
+    if way == 0:
+        return text[:at]
+    if way == 1:
+        return text[:at] + rng.choice("aZ。 ,她") + text[at + 1 :]
+    if way == 2:  # a word of the world in another one's place
+        old, new = rng.sample(others, 2)
+        head, found, tail = text.rpartition(old)
+        return head + new + tail if found else text + new
+    if way == 3:  # two stories in one
+        return text[:at] + write_story(1, at).text[at:]
+    return text + text[at:]
+
+
+def texts_of(language):
+    words = [w for t in DATA[language]["words"].values() for w in t.values()]
+    rng = random.Random(language)
+    whole = [write_story(41, i, language).text for i in range(COUNT)]
+    return whole + [broken(text, rng, words) for text in whole]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_both_read_alike_what_is_whole_and_what_is_broken(
+    language, javascript
+):
+    texts = texts_of(language)
+    found = javascript(
+        LOAD
+        + """
+return input.texts.map((text) => {
+  const { left, ...story } = world.readStory(text, tongue);
+  const total = world.logProbability(text, tongue);
+  check(left ? total === -Infinity : total === story.logprob, text);
+  return left ? { position: left.position, expected: left.expected,
+    found: left.found, reason: left.reason } : story;
+});
+""",
+        {"data": DATA, "language": language, "texts": texts},
+    )
+    valid = reasons = 0
+    for text, theirs in zip(texts, found, strict=True):
+        try:
+            story = read_story(text, language)
+        except NotInLanguage as error:
+            assert theirs == {
+                "position": error.position, "found": error.found,
+                "expected": list(error.expected), "reason": error.reason,
+            }  # fmt: skip
+            reasons += 1
+            continue
+        valid += 1
+        assert theirs["logprob"] == pytest.approx(story.logprob, abs=1e-9)
+        assert theirs["state"] == story.state
+        assert [
+            (c["start"], c["role"], c["key"]) for c in theirs["choices"]
+        ] == [(c.start, c.role, c.key) for c in story.choices]
+        for ours, other in zip(story.choices, theirs["choices"], strict=True):
+            assert other["logprob"] == pytest.approx(ours.logprob, abs=1e-12)
+    assert valid >= COUNT
+    assert reasons > 0.9 * COUNT
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_javascript_writes_stories_of_the_world(language, javascript):
+    found = javascript(
+        LOAD
+        + """
+const random = new sampling.Random(3);
+return Array.from({ length: 2000 },
+  () => world.writeStory(tongue, () => random.next()));
+""",
+        {"data": DATA, "language": language},
+    )
+    for story in found[:200]:
+        ours = read_story(story["text"], language)
+        assert ours.state == story["state"]
+        assert ours.logprob == pytest.approx(story["logprob"], abs=1e-9)
+    assert all(is_valid(story["text"], language) for story in found)
+    trades = sum(s["state"]["plot"] == "trade" for s in found)
+    assert abs(trades - 2000 * 3 / 18) < 5 * math.sqrt(2000 / 6 * 5 / 6)
+    mean = sum(s["logprob"] for s in found) / 2000
+    theirs = [write_story(42, i, language).logprob for i in range(2000)]
+    assert mean == pytest.approx(sum(theirs) / 2000, abs=0.2)
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def under_tokens(request, tmp_path_factory):
+    """A language, its truth, and a tokenizer's folder."""
+    data = {"en": "microworld", "zh": "microworld:zh"}[request.param]
+    folder = tmp_path_factory.mktemp("tokens") / request.param
+    texts = tokenizer_texts(data, count=1000)
+    tokenizer = train_tokenizer(texts, 1024, out=folder)
+    truth = Truth(request.param, lambda text: encode_text(tokenizer, text))
+    return truth, folder / "tokenizer.json"
+
+
+def test_both_know_the_same_truth_of_each_token(under_tokens, javascript):
+    truth, path = under_tokens
+    texts = [
+        write_story(43, i, truth.language).text for i in range(40)
+    ] + texts_of(truth.language)[COUNT : COUNT + 40]
+    found = javascript(
+        LOAD
+        + """
+const cutter = new tokenizer.Tokenizer(json(input.path));
+const truth = new world.Truth(tongue, (text) => cutter.encode(text));
+return input.texts.map((text) => {
+  const { tokens, logprobs, left } = truth.read(text);
+  let place = truth.start(), total = 0;
+  for (const token of tokens) {
+    const probs = [...place.probs().values()];
+    if (probs.length === 0) break;
+    const sum = probs.reduce((a, b) => a + b);
+    check(close(sum, 1, 1e-12), `the probabilities sum to ${sum}`);
+    place = place.after(token);
+  }
+  const before = tokens.slice(0, 9);
+  return { tokens, probs: logprobs.map(Math.exp), left: left !== null,
+    next: [...truth.nextTokenProbabilities(before)] };
+});
+""",
+        {
+            "data": DATA, "language": truth.language, "texts": texts,
+            "path": str(path),
+        },
+    )  # fmt: skip
+    for text, theirs in zip(texts, found, strict=True):
+        ours = truth.read(text)
+        assert theirs["tokens"] == ours.tokens
+        assert theirs["left"] == (ours.left is not None)
+        ourselves = [math.exp(p) for p in ours.logprobs]
+        assert theirs["probs"] == pytest.approx(ourselves, rel=1e-9)
+        if ours.left is None:
+            total = math.fsum(map(math.log, theirs["probs"]))
+            exact = read_story(text, truth.language).logprob
+            assert total == pytest.approx(exact, abs=1e-9)
+        place = truth.start()
+        for token in ours.tokens[:9]:
+            place = place.after(token)
+        assert dict(theirs["next"]) == pytest.approx(place.probs(), rel=1e-9)
+
+
+def test_a_beginning_has_a_truth_wherever_a_word_ends(under_tokens):
+    """Elsewhere it may not: ``Mi`` is not cut as the start of ``Mia`` is."""
+    truth, _ = under_tokens
+    asked = 0
+    for index in range(20):
+        text = write_story(44, index, truth.language).text
+        ids = truth._encode(text)
+        gap = " " if truth.language == "en" else "，"
+        end = 0
+        for word in text.split(gap)[:-1]:
+            end += len(word)
+            begun = truth._encode(text[:end])
+            assert begun == ids[: len(begun)]
+            place = truth.start()
+            for token in begun:
+                place = place.after(token)
+            assert ids[len(begun)] in place.probs()
+            asked += 1
+            end += len(gap)
+    assert asked > 60
