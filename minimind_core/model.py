@@ -12,13 +12,19 @@ state dicts have the same keys and a file of one loads into the other.
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimind_core.attention import (
+    Mask,
+    attend,
+    attention_weights,
+    build_mask,
+)
 from minimind_core.config import ModelConfig
 
 IGNORE_INDEX = -100
@@ -51,30 +57,51 @@ class RMSNorm(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Turn each pair of channels by an angle that grows with position.
+    """Rotate pairs of channels by an angle that grows with the position.
 
-    The dot product of a turned query and a turned key depends on the
-    distance between them only. Su et al., arXiv:2104.09864. Pairs are
-    (i, i + head_dim / 2), as in Qwen3 and Llama's Hugging Face form.
+    The dot product of a rotated query and a rotated key then depends only
+    on the distance between them (Su et al., arXiv:2104.09864). Channel i is
+    paired with channel i + head_dim / 2, as in Qwen3 and Llama.
 
     Parameters
     ----------
     head_dim : int
         Width of one head.
     theta : float
-        Pair ``i`` turns by ``theta ** (-2 i / head_dim)`` a position.
+        Pair ``i`` turns by ``theta ** (-2 i / head_dim)`` radians a
+        position.
+
+    Attributes
+    ----------
+    inv_freq : Tensor of float32, shape (head_dim / 2,)
+        These angles. They stay in float32 when the model is cast: rounded
+        to bfloat16 they would be off by 0.2 radians at position 500.
     """
 
     inv_freq: Tensor
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
-        steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
-        inv_freq = 1.0 / theta ** (steps / head_dim)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.head_dim, self.theta = head_dim, theta
+        self.register_buffer("inv_freq", self._angles(), persistent=False)
+
+    def _angles(self) -> Tensor:
+        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32)
+        return 1.0 / self.theta ** (steps / self.head_dim)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> Self:
+        """Follow `Module.to` to another device, but not to another type.
+
+        All of `to`, `half` and `to_empty` go through this method.
+        """
+        super()._apply(fn, recurse)
+        self.inv_freq = self._angles().to(self.inv_freq.device)
+        return self
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine for each position.
+        """Compute the cosine and the signed sine for each position.
 
         Parameters
         ----------
@@ -83,58 +110,28 @@ class RotaryEmbedding(nn.Module):
         Returns
         -------
         cos, sin : Tensor, shape (batch or 1, 1, time, head_dim)
-            In float32 even under autocast: in half precision positions
-            beyond 256 (bfloat16) or 2048 (float16) would run together. The
-            first half of ``sin`` is negated, so that turning needs only a
-            roll.
+            In float32 even under autocast, because half precision cannot
+            tell positions beyond 256 (bfloat16) or 2048 (float16) apart.
+            The first half of ``sin`` is negated, as `rotate` expects.
         """
-        angles = position_ids[..., None].float() * self.inv_freq.float()
+        angles = position_ids[..., None].float() * self.inv_freq
         cos, sin = angles.cos(), angles.sin()
         cos = torch.cat((cos, cos), dim=-1)[:, None]
         return cos, torch.cat((-sin, sin), dim=-1)[:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotation to queries or keys (batch, heads, time, head_dim).
+    """Rotate queries or keys, shape (batch, heads, time, head_dim).
 
-    ``roll`` by half the width puts channel i + d/2 at place i and back, so
-    each pair (a, b) becomes (a cos - b sin, b cos + a sin).
+    ``roll`` swaps the two halves of the channels, so that each meets its
+    partner: a pair (a, b) becomes (a cos - b sin, b cos + a sin).
     """
     rolled = torch.roll(x, x.size(-1) // 2, -1)
     return x * cos.to(x.dtype) + rolled * sin.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention through PyTorch's fused kernels.
-
-    Parameters
-    ----------
-    q : Tensor, shape (batch, heads, time, head_dim)
-    k, v : Tensor, shape (batch, kv_heads, past + time, head_dim)
-    mask : Tensor of bool, broadcastable to (batch, heads, time, past + time)
-        True where a query may look; None means causal.
-
-    Returns
-    -------
-    Tensor, shape (batch, heads, time, head_dim)
-    """
-    attention = partial(
-        F.scaled_dot_product_attention,
-        attn_mask=mask,
-        is_causal=mask is None and q.size(2) > 1,
-        enable_gqa=q.size(1) != k.size(1),
-    )
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The bfloat16 backward of this kernel is slow on CPUs: attention
-        # alone in float32 makes the whole step about 1.4 times faster.
-        with torch.autocast("cpu", enabled=False):
-            out = attention(q.float(), k.float(), v.float())
-        return out.to(q.dtype)
-    return attention(q, k, v)
-
-
 class KVCache:
-    """Keys and values of the tokens seen so far, in memory laid out ahead.
+    """Keys and values of the tokens seen so far, in preallocated memory.
 
     Parameters
     ----------
@@ -143,7 +140,7 @@ class KVCache:
     max_length : int
         Tokens it can hold.
     device, dtype
-        Where and as what they are kept.
+        Of the stored keys and values.
 
     Attributes
     ----------
@@ -183,7 +180,7 @@ class KVCache:
     def update(
         self, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Append the newest keys and values of a layer, return all of them.
+        """Append a layer's new keys and values, and return all of them.
 
         Parameters
         ----------
@@ -193,7 +190,12 @@ class KVCache:
         Returns
         -------
         k, v : Tensor, shape (batch, kv_heads, length + time, head_dim)
-            `length` itself grows once a forward pass, in `MiniMind`.
+            `length` itself grows once per forward pass, in `Decoder`.
+
+        Raises
+        ------
+        ValueError
+            If the cache is full.
         """
         end = self.length + k.size(2)
         if end > self.max_length:
@@ -232,7 +234,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
@@ -245,8 +247,8 @@ class Attention(nn.Module):
         mask : see `attend`
         cache : KVCache, optional
         maps : list, optional
-            The attention weights (batch, heads, time, past + time) are
-            appended to it: slow, for looking only.
+            Receives the attention weights (batch, heads, time, past + time),
+            which is slow and meant for inspection.
 
         Returns
         -------
@@ -261,23 +263,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         if maps is not None:
-            maps.append(_attention_weights(q, k, mask))
+            maps.append(attention_weights(q, k, mask))
         out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
 
 
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """What `attend` computes inside: softmax of the scaled dot products."""
-    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
-    scores = q.float() @ k.float().transpose(2, 3) / math.sqrt(q.size(-1))
-    if mask is None:
-        past = k.size(2) - q.size(2)
-        mask = torch.ones_like(scores, dtype=torch.bool).tril(past)
-    return scores.masked_fill(~mask, -math.inf).softmax(-1)
-
-
 class SwiGLU(nn.Module):
-    """The feed-forward part: one half gates the other.
+    """The feed-forward part, in which one projection gates another.
 
     ``down(silu(gate(x)) * up(x))``; Shazeer, arXiv:2002.05202.
     """
@@ -290,7 +282,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, time, hidden) to the same shape, each token alone."""
+        """Map (batch, time, hidden) to the same shape, token by token."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -309,14 +301,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """As `Attention.forward`; `x` is the residual stream.
 
-        The additions are not in place: under autocast the stream stays in
-        float32 that way, and a hook sees what attention alone has written.
+        The additions are not in place, so that the stream stays in float32
+        under autocast and a hook sees what attention alone has written.
         """
         normed = self.input_layernorm(x)
         x = x + self.self_attn(normed, rope, mask, cache, maps)
@@ -342,17 +334,46 @@ class Decoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        position_ids: Tensor,
-        mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """Token ids (batch, time) to hidden states (batch, time, hidden)."""
+        """Token ids (batch, time) to hidden states (batch, time, hidden).
+
+        The other parameters are those of `MiniMind.forward`.
+        """
+        past = cache.length if cache is not None else 0
+        time = input_ids.size(1)
+        if position_ids is None:
+            position_ids = _positions(attention_mask, past, input_ids)
         x = self.embed_tokens(input_ids)
         rope = self.rotary_emb(position_ids)
+        mask = build_mask(
+            x,
+            self.rotary_emb.head_dim,
+            past=past,
+            attention_mask=attention_mask,
+            document_ids=document_ids,
+            table=maps is not None,
+        )
         for block in self.layers:
             x = block(x, rope, mask, cache, maps)
+        if cache is not None:
+            cache.length += time
         return self.norm(x)
+
+
+def _positions(
+    attention_mask: Tensor | None, past: int, input_ids: Tensor
+) -> Tensor:
+    """Number the new tokens; padding does not count."""
+    end = past + input_ids.size(1)
+    if attention_mask is None:
+        return torch.arange(past, end, device=input_ids.device)[None]
+    counted = attention_mask.long().cumsum(-1) - 1
+    return counted.clamp(min=0)[:, past:end]
 
 
 class CausalLMOutput(NamedTuple):
@@ -365,13 +386,13 @@ class CausalLMOutput(NamedTuple):
 class MiniMind(nn.Module):
     """A causal language model.
 
-    Called as `transformers.Qwen3ForCausalLM` is, so that the trainer takes
-    either, and a peft model as well.
+    It is called like `transformers.Qwen3ForCausalLM`, so that the trainer
+    takes either of them, and peft models as well.
 
     Parameters
     ----------
     config : ModelConfig
-        Its weights are drawn at once from torch's global generator.
+        The weights are drawn at once, from torch's global generator.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -386,11 +407,12 @@ class MiniMind(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew.
+        """Draw all weights again.
 
-        Normal with ``initializer_range``; projections that write to the
-        residual stream are divided by ``sqrt(2 * layers)``, so that its
-        variance does not grow with depth (GPT-2's rule).
+        They are normal with a standard deviation of ``initializer_range``.
+        For projections that write to the residual stream it is divided by
+        ``sqrt(2 * layers)``, so that the stream's variance does not grow
+        with depth (GPT-2's rule).
         """
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -409,7 +431,7 @@ class MiniMind(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Mask = None,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
@@ -422,50 +444,65 @@ class MiniMind(nn.Module):
         ----------
         input_ids : Tensor of int64, shape (batch, time)
         labels : Tensor of int64, shape (batch, time), optional
-            Usually `input_ids`, with `IGNORE_INDEX` where there is nothing
-            to learn. They are shifted here: position t is trained on
+            Usually `input_ids`, with `IGNORE_INDEX` at positions that are
+            not supervised. They are shifted here: position t is trained on
             ``labels[:, t + 1]``.
         attention_mask : Tensor, shape (batch, past + time), optional
             0 for padding on the left, 1 for tokens. Padding on the right
-            needs none: nothing before it can see it.
+            needs no mask, because no earlier token can see it.
         position_ids : Tensor of int64, shape (batch, time), optional
         document_ids : Tensor of int64, shape (batch, time), optional
-            Which document of a packed row a token belongs to; tokens see
-            their own document only.
+            Which document of a packed row each token belongs to; tokens see
+            only their own document. See also `build_mask`.
         cache : KVCache, optional
-            What came before; the new tokens are added to it.
+            The tokens before; the new ones are added to it.
         num_items_in_batch : int or Tensor, optional
-            What the summed loss is divided by; the number of labels that
-            count if not given. With accumulation it is the number in the
-            whole batch, which makes the loss a mean over tokens.
+            Divisor of the summed loss; by default the number of supervised
+            positions in this batch. With gradient accumulation, pass their
+            number in all micro-batches: the sum of the losses is then the
+            mean over all tokens.
         maps : list, optional
-            Filled with each layer's attention weights; for looking only.
+            Receives each layer's attention weights, for inspection.
 
         Returns
         -------
         CausalLMOutput
-            With labels the loss (float32, nats per token) and no logits:
-            they are computed only where there is something to learn.
+            With labels the loss (float32, nats per token) and no logits,
+            which are not computed at every position then.
         """
-        past = cache.length if cache is not None else 0
-        time = input_ids.size(1)
-        if position_ids is None:
-            position_ids = _positions(attention_mask, past, time, input_ids)
-        mask = _mask(attention_mask, document_ids, past, time, input_ids)
-        hidden = self.model(input_ids, position_ids, mask, cache, maps)
-        if cache is not None:
-            cache.length += time
+        hidden = self.model(
+            input_ids, attention_mask, position_ids, document_ids, cache, maps
+        )
         if labels is None:
             return CausalLMOutput(None, self.lm_head(hidden))
-        targets = labels[:, 1:].flatten()
-        kept = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-        logits = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept])
-        summed = F.cross_entropy(
-            logits.float(), targets[kept], reduction="sum"
-        )
+        # On a CPU it pays to compute logits at supervised positions only. On
+        # a GPU, finding them would wait for all work in flight.
+        select = hidden.device.type == "cpu"
+        summed, count = self._summed_loss(hidden, labels, select)
         if num_items_in_batch is None:
-            num_items_in_batch = max(kept.numel(), 1)
+            num_items_in_batch = count
         return CausalLMOutput(summed / num_items_in_batch, None)
+
+    def _summed_loss(
+        self, hidden: Tensor, labels: Tensor, select: bool
+    ) -> tuple[Tensor, Tensor | int]:
+        """Cross-entropy of the supervised positions, and their number."""
+        hidden = hidden[:, :-1].flatten(0, 1)
+        targets = labels[:, 1:].flatten()
+        supervised = targets != IGNORE_INDEX
+        if select:
+            kept = supervised.nonzero().squeeze(1)
+            hidden, targets = hidden[kept], targets[kept]
+            count: Tensor | int = max(kept.numel(), 1)
+        else:
+            count = supervised.sum().clamp(min=1)
+        summed = F.cross_entropy(
+            self.lm_head(hidden).float(),
+            targets,
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+        )
+        return summed, count
 
     @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
@@ -483,44 +520,3 @@ class MiniMind(nn.Module):
         maps: list[Tensor] = []
         self(input_ids, maps=maps)
         return torch.stack(maps)
-
-
-def _positions(
-    attention_mask: Tensor | None, past: int, time: int, like: Tensor
-) -> Tensor:
-    """Positions count tokens, not padding."""
-    if attention_mask is None:
-        return torch.arange(past, past + time, device=like.device)[None]
-    counted = attention_mask.long().cumsum(-1) - 1
-    return counted.clamp(min=0)[:, past : past + time]
-
-
-def _mask(
-    attention_mask: Tensor | None,
-    document_ids: Tensor | None,
-    past: int,
-    time: int,
-    like: Tensor,
-) -> Tensor | None:
-    """Who may look at whom, as booleans; None where plain causal will do.
-
-    Booleans, because a large negative number added to the scores is not
-    safe in float16 (-1e9 is -inf there). Each token may always look at
-    itself, or a row of padding would be a softmax over nothing: NaN.
-    """
-    if attention_mask is None and document_ids is None:
-        if past == 0 or time == 1:
-            return None
-    device = like.device
-    rows = torch.arange(past, past + time, device=device)[:, None]
-    columns = torch.arange(past + time, device=device)
-    mask = (columns <= rows)[None, None]
-    if document_ids is not None:
-        if past:
-            raise ValueError("document_ids and a cache exclude each other")
-        mask = mask & (
-            document_ids[:, None, :, None] == document_ids[:, None, None, :]
-        )
-    if attention_mask is not None:
-        mask = mask & attention_mask.bool()[:, None, None, :]
-    return mask | (columns == rows)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from minimind_core.attention import attend, attention_weights
 from minimind_core.config import ModelConfig, get_preset
 from minimind_core.model import (
     IGNORE_INDEX,
@@ -11,7 +14,6 @@ from minimind_core.model import (
     MiniMind,
     RMSNorm,
     RotaryEmbedding,
-    attend,
     rotate,
 )
 
@@ -173,6 +175,85 @@ def test_labels_are_shifted_and_ignored(model, ids):
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("supervised", ["some", "all", "none"])
+def test_both_ways_to_the_loss_are_equal(model, ids, supervised):
+    labels = ids.clone()
+    if supervised == "some":
+        labels[:, 5:22] = IGNORE_INDEX
+    elif supervised == "none":
+        labels[:] = IGNORE_INDEX
+    results = []
+    for select in (True, False):
+        hidden = model.model(ids).detach().requires_grad_()
+        summed, count = model._summed_loss(hidden, labels, select)
+        gradients = torch.autograd.grad(
+            summed, (hidden, model.lm_head.weight)
+        )
+        assert count == max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1)
+        results.append((summed, *gradients))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that run, and the types they return."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.dtypes = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.names.add(str(function).split(".")[1])
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.dtypes.add(leaf.dtype)
+        return out
+
+
+# Their results' shapes or values are needed on the host, which waits for the
+# GPU to have computed them.
+WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select"}
+
+
+def test_the_loss_on_a_gpu_does_not_wait_for_it(ids):
+    # The meta device takes the same way as a GPU, and has no values to wait
+    # for: what asks for one raises.
+    with torch.device("meta"):
+        model = MiniMind(SMALL)
+    ids = ids.to("meta")
+    with Operations() as seen:
+        model(ids, labels=ids, attention_mask=ids).loss.backward()
+    assert seen.names & {"nll_loss_forward", "_log_softmax"}
+    assert not seen.names & WAITING
+
+
+def test_the_loss_on_a_cpu_skips_positions_without_labels(model, ids):
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    labels[0, 7] = ids[0, 7]
+    rows = []
+    model.lm_head.register_forward_pre_hook(
+        lambda module, inputs: rows.append(len(inputs[0]))
+    )
+    model(ids, labels=labels)
+    assert rows == [1]
+
+
+def test_no_operation_of_the_model_is_in_float64(model, ids):
+    # Metal has no float64.
+    mask = torch.ones_like(ids)
+    with Operations() as seen:
+        model(ids, labels=ids, attention_mask=mask).loss.backward()
+        model(ids, document_ids=mask)
+        with torch.no_grad():
+            cache = KVCache(SMALL, 3, 41)
+            model(ids, cache=cache)
+            model(ids[:, :1], cache=cache)
+        model.attention_maps(ids)
+    assert torch.float32 in seen.dtypes
+    assert torch.float64 not in seen.dtypes
+
+
 def test_a_batch_without_labels_gives_zero_and_zero_gradients(model, ids):
     labels = torch.full_like(ids, IGNORE_INDEX)
     loss = model(ids, labels=labels, num_items_in_batch=10).loss
@@ -190,9 +271,7 @@ def test_attention_maps_are_what_attention_computes(model, ids):
     torch.testing.assert_close(maps.sum(-1), torch.ones(3, 3, 6, 40))
     assert float(maps.triu(1).abs().max()) == 0
     q, k, v = (torch.randn(1, heads, 9, 8) for heads in (6, 2, 2))
-    from minimind_core.model import _attention_weights
-
-    by_hand = _attention_weights(q, k, None) @ v.repeat_interleave(3, 1)
+    by_hand = attention_weights(q, k, None) @ v.repeat_interleave(3, 1)
     torch.testing.assert_close(attend(q, k, v, None), by_hand)
 
 
@@ -210,6 +289,35 @@ def test_rotation_depends_on_distance_only():
     assert score(5, 2) == pytest.approx(score(105, 102), abs=2e-5)
     assert score(5, 2) != pytest.approx(score(5, 4), abs=1e-2)
     assert score(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-6)
+
+
+CASTS = {
+    "bfloat16": lambda module: module.to(torch.bfloat16),
+    "half": lambda module: module.half(),
+    "double and back": lambda module: module.double().float(),
+    "device": lambda module: module.to("cpu"),
+    "from meta": lambda module: module.to("meta").to_empty(device="cpu"),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_rotary_angles_stay_exact_when_a_model_is_cast(cast):
+    # Rounded to bfloat16, the angle at position 500 is off by 0.22 radians.
+    exact = RotaryEmbedding(64, 1e4)
+    model = MiniMind(SMALL.replace(head_dim=64))
+    rope = CASTS[cast](model).model.rotary_emb
+    assert rope.inv_freq.dtype == torch.float32
+    where = torch.tensor([[500]])
+    for one, other in zip(rope(where), exact(where), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+    assert "model.rotary_emb.inv_freq" not in model.state_dict()
+
+
+def test_rotary_angles_follow_the_model_to_its_device():
+    rope = RotaryEmbedding(16, 1e4).to("meta")
+    assert rope.inv_freq.device.type == "meta"
+    assert rope(torch.zeros(1, 3, device="meta"))[0].device.type == "meta"
 
 
 def test_rms_norm_by_hand_and_in_half_precision():
