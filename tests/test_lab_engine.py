@@ -539,15 +539,25 @@ return [...weights.loadModel(config, cutter, file).model.read(input.ids)];
     )
 
 
-def test_every_float16_is_read_exactly(javascript):
-    found = javascript("""
-return Array.from({ length: 65536 }, (_, n) => String(weights.fromHalf(n)));
-""")
+def test_every_float16_is_read_exactly(javascript, tmp_path):
+    from safetensors.torch import save_file
+
     bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
-    ours = bits.view(torch.float16).float()
+    ours = bits.view(torch.float16)
+    save_file({"all": ours}, tmp_path / "all.safetensors")
+    found = javascript(
+        """
+const { all } = weights.readSafetensors(bytes(input.file));
+return Array.from(all.data, (x, n) => {
+  check(Object.is(x, weights.fromHalf(n)), `the bits ${n}`);
+  return String(x);
+});
+""",
+        {"file": str(tmp_path / "all.safetensors")},
+    )
     theirs = torch.tensor([float(text) for text in found])
     assert torch.equal(ours.isnan(), theirs.isnan())
-    assert torch.equal(ours.nan_to_num(5e5), theirs.nan_to_num(5e5))
+    assert torch.equal(ours.float().nan_to_num(5e5), theirs.nan_to_num(5e5))
 
 
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(
@@ -783,3 +793,62 @@ return { counts, mean: sum / 80000, square: squares / 80000 };
     assert found["square"] == pytest.approx(1 / 3, abs=0.005)
     shares = [count / 80000 for count in found["counts"]]
     assert shares == pytest.approx([1 / 8, 2 / 8, 0, 5 / 8], abs=0.01)
+
+
+# --- in a browser ----------------------------------------------------------
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>lab</title>
+<script src="engine.js"></script><script src="one.js"></script>
+<script src="world.js"></script>
+"""
+
+IN_WORKER = """async ([ids, prompt]) => {
+  const lab = MiniMindLab;
+  const { model, tokenizer } = lab.loadStage(lab.stages.one);
+  const here = [...model.read(ids)];
+  const text = `(${lab.install})(self);
+    onmessage = ({ data: [stage, ids] }) => {
+      const { model } = MiniMindLab.loadStage(stage);
+      postMessage([...model.read(ids)]);
+    };`;
+  const url = URL.createObjectURL(new Blob([text]));
+  const worker = new Worker(url);
+  const there = await new Promise((done, failed) => {
+    worker.onmessage = ({ data }) => done(data);
+    worker.onerror = failed;
+    worker.postMessage([lab.stages.one, ids]);
+  });
+  worker.terminate();
+  const language = new lab.Language(
+    new lab.World(lab.data.world), lab.data.english);
+  return { here, there, ids: tokenizer.encode(prompt),
+    logprob: lab.logProbability(prompt, language) };
+}"""
+
+
+def test_a_page_opened_from_a_file_computes_the_same(
+    scene, browser, tmp_path
+):
+    _, rounded, tok, stage, _ = scene
+    (tmp_path / "engine.js").write_text(bundle(LAB), "utf8")
+    write_stage("one", stage, tmp_path / "one.js")
+    write_world(tmp_path / "world.js")
+    (tmp_path / "page.html").write_text(PAGE)
+    story = write_story(67, 0)
+    ids = encode_document(tok, story.text)[:50]
+    page = browser.new_page()
+    asked, wrong = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    found = page.evaluate(IN_WORKER, [ids, story.text])
+    page.close()
+    with torch.no_grad():
+        ours = rounded(torch.tensor([ids])).logits[0, -1]
+    assert found["here"] == found["there"]
+    theirs = torch.tensor(found["here"])
+    torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-4)
+    assert found["ids"] == encode_text(tok, story.text)
+    assert found["logprob"] == pytest.approx(story.logprob, abs=1e-9)
+    assert not wrong
+    assert {url.split(":")[0] for url in asked} <= {"file", "blob"}

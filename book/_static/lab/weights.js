@@ -127,7 +127,14 @@ function toFloat32(bytes, dtype) {
     const bits = new Uint32Array(data.buffer);
     for (let n = 0; n < halves.length; n++) bits[n] = halves[n] << 16;
   } else {
-    for (let n = 0; n < halves.length; n++) data[n] = fromHalf(halves[n]);
+    const bits = new Uint32Array(data.buffer);
+    for (let n = 0; n < halves.length; n++) {
+      const half = halves[n], exponent = half & 0x7c00;
+      if (exponent === 0 || exponent === 0x7c00) data[n] = fromHalf(half);
+      // The exponent of a float32 has another zero, and three bits more.
+      else bits[n] = ((half & 0x8000) << 16) |
+        (((half & 0x7fff) << 13) + 0x38000000);
+    }
   }
   return data;
 }
