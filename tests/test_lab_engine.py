@@ -635,8 +635,8 @@ const run = (scope, ...files) => {
   }
   return scope.MiniMindLab;
 };
-const names = [engine, linear, sampling, tokenizer, weights, world].flatMap(
-  (module) => Object.keys(module));
+const names = [engine, linear, questions, sampling, tokenizer, weights,
+  world].flatMap((module) => Object.keys(module));
 const text = JSON.stringify(input.story);
 for (const order of [["engine.js", "one.js", "world.js"],
                      ["world.js", "one.js", "engine.js"]]) {

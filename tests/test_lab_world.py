@@ -8,11 +8,16 @@ import pytest
 from minimind_core.data import tokenizer_texts
 from minimind_core.microworld import (
     LANGUAGES,
+    QUESTION_KINDS,
     NotInLanguage,
+    conversation,
     is_valid,
     read_story,
+    skill_conversation,
+    tasks,
     write_story,
 )
+from minimind_core.microworld.stories import language_module
 from minimind_core.microworld.tape import read_data
 from minimind_core.microworld.truth import Truth
 from minimind_core.tokenizer import encode_text, train_tokenizer
@@ -116,6 +121,87 @@ return Array.from({ length: 2000 },
     mean = sum(s["logprob"] for s in found) / 2000
     theirs = [write_story(42, i, language).logprob for i in range(2000)]
     assert mean == pytest.approx(sum(theirs) / 2000, abs=0.2)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_both_ask_and_check_alike(language, javascript):
+    talks = [
+        conversation(45, i, language, kinds=(kind,))
+        for i in range(15)
+        for kind in QUESTION_KINDS
+    ]
+    skills = [skill_conversation(46, i, language) for i in range(60)]
+    turns = []
+    for talk in [*talks, *skills]:
+        text = write_story(47, len(turns), language).text
+        asked = talk.messages[0]["content"].split("\n")
+        if talk.kinds[0] == "continue" or len(asked) > 1:
+            text = asked[0]
+        for turn, kind in enumerate(talk.kinds):
+            question = talk.prompt(turn)[-1]["content"].split("\n")[-1]
+            right = talk.answers[turn]
+            wrong = [right + "!", right[::-1], "", right[:-1], text]
+            turns.append({
+                "kind": kind, "question": question, "text": text,
+                "state": talk.state, "right": right, "wrong": wrong,
+                "marks": [talk.check(turn, one) for one in wrong],
+            })
+    found = javascript(
+        LOAD
+        + """
+return input.turns.map(({ text, state, question, right, wrong }) => {
+  const asked = questions.findQuestion(question, state, tongue);
+  if (!asked) return null;
+  const story = { text, state };
+  const marks = [right, ...wrong].map(
+    (said) => questions.checkAnswer(asked, said, story, tongue));
+  return { kind: asked.kind, answer: asked.answer, marks };
+});
+""",
+        {"data": DATA, "language": language, "turns": turns},
+    )
+    kinds = set()
+    for ours, theirs in zip(turns, found, strict=True):
+        assert theirs, ours
+        assert theirs["kind"] == ours["kind"]
+        assert theirs["marks"] == [True, *ours["marks"]]
+        if ours["kind"] not in ("write", "retell", "continue"):
+            assert theirs["answer"] == ours["right"]
+        kinds.add(ours["kind"])
+    assert kinds == {*QUESTION_KINDS, "skill"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_question_that_can_be_asked_is_listed(language, javascript):
+    stories = [write_story(48, i, language) for i in range(60)]
+    found = javascript(
+        LOAD
+        + """
+return input.states.map((state) => questions.questionsAbout(state, tongue)
+  .map(({ kind, question, answer }) => [kind, question, answer]));
+""",
+        {
+            "data": DATA, "language": language,
+            "states": [story.state for story in stories],
+        },
+    )  # fmt: skip
+    tongue = language_module(language).LANGUAGE
+    rng = random.Random(0)
+
+    def texts(name, known):
+        return [tongue.fill(text, known) for text in tongue.questions[name]]
+
+    for story, theirs in zip(stories, found, strict=True):
+        state, ours = story.state, set()
+        for kind in set(QUESTION_KINDS) - {"unknown"}:
+            for way in tasks._ways(kind, state, rng):
+                ours.add((kind, *texts(kind, state | way)))
+        for absent in tasks.absent(state):
+            for name in ("unknown1", "unknown2", "unknown3"):
+                known = state | {"absent": absent}
+                ours.add(("unknown", *texts(name, known)))
+        assert {tuple(one) for one in theirs} == ours
+        assert len(theirs) == len(ours)
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)

@@ -152,11 +152,16 @@ class World:
         (``is``). ``story`` is the list of steps, each a sentence's name, or
         a question mark and a role whose keys name sentences. Where a
         sentence was said, the steps that ``then`` has for it follow.
+        ``asked`` says of each kind of question the ways in which it can be
+        asked: in which ``plots``, and what is ``known`` beside the state.
 
     Attributes
     ----------
     story : tuple of str
     then : dict of str to tuple of str
+    asked : dict of str to list of dict
+    present : tuple of str
+        The roles of those who are in a story.
     tables : dict of str to str
         The table of words that each role is said in, if it is not said in
         another form; empty for a role whose keys name sentences.
@@ -166,6 +171,8 @@ class World:
         self.roles: dict[str, Any] = data["roles"]
         self.story = tuple(data["story"])
         self.then = {k: tuple(v) for k, v in data.get("then", {}).items()}
+        self.asked: dict[str, list[Any]] = data.get("asked", {})
+        self.present = tuple(data.get("present", ()))
         self.tables: dict[str, str] = {}
         for role, how in self.roles.items():
             like = self.roles[how.get("like", role)]

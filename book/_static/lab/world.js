@@ -27,6 +27,14 @@
  * @property {Record<string, Role>} roles
  * @property {string[]} story
  * @property {Record<string, string[]>} [then]
+ * @property {Record<string, Way[]>} [asked]
+ * @property {string[]} [present]
+ */
+
+/**
+ * @typedef {object} Way In which a kind of question can be asked.
+ * @property {string[]} [plots] Of any, if not given.
+ * @property {Record<string, string>} [known] Role -> another role, or a key.
  */
 
 /**
@@ -117,6 +125,8 @@ export class World {
     this.roles = data.roles;
     this.story = data.story;
     this.then = data.then ?? {};
+    this.asked = data.asked ?? {};
+    this.present = data.present ?? [];
     /** @type {Map<string, Options>} */
     this.made = new Map();
   }
@@ -605,7 +615,7 @@ function nextWords(branches) {
 }
 
 /**
- * @typedef {object} Way A word that the tokens so far may be within.
+ * @typedef {object} Within A word that the tokens so far may be within.
  * @property {number} prob
  * @property {number[]} tokens Of the word, those still to come.
  * @property {Branch[]} branches After the word.
@@ -615,7 +625,7 @@ function nextWords(branches) {
 export class Place {
   /**
    * @param {Truth} truth
-   * @param {Way[]} ways
+   * @param {Within[]} ways
    */
   constructor(truth, ways) {
     this.truth = truth;
@@ -715,7 +725,7 @@ export class Truth {
   /**
    * @param {Branch[]} branches
    * @param {number} prob
-   * @returns {Way[]}
+   * @returns {Within[]}
    */
   ways(branches, prob) {
     const total = sum(branches.map((branch) => branch.prob));
