@@ -49,8 +49,10 @@ def bilingual(tmp_path_factory):
         *tokenizer_texts("microworld", count=400),
         *tokenizer_texts("microworld:zh", count=400),
         *(chr(n) * 3 for n in range(0x1F600, 0x1F640)),
+        # Merges across the edges of a marker, where one might be missed.
+        *["(<think>) (<think>) <|im_end|>. 你。<|im_end|>." for _ in range(99)],
     ]
-    return train_tokenizer(texts, 1100, out=folder), folder
+    return train_tokenizer(texts, 1400, out=folder), folder
 
 
 def any_texts(count, seed=0):
@@ -151,7 +153,15 @@ def test_prompts_and_labels_are_the_packages(bilingual, javascript):
     tok, folder = bilingual
     talks = [conversation(51, i, "zh" if i % 3 == 0 else "en").messages
              for i in range(200)]  # fmt: skip
-    texts = any_texts(400, seed=52)
+    # Markers stand on their own, whatever is before and behind them.
+    near = ("One. ", "(", ")", ".", "<", " ", "\n", "你。", "")
+    texts = [
+        f"{before}{marker}{behind}"
+        for marker in (*SPECIAL_TOKENS, *MARKERS)
+        for before in near
+        for behind in near
+    ]
+    texts += any_texts(300, seed=52)
     for number, text in enumerate(texts):
         talks.append([
             {"role": "system", "content": text},
