@@ -15,6 +15,10 @@ PORT ?= 8000
 # machine even one does. The models here are so small that a second thread
 # gains little: one each.
 export OMP_NUM_THREADS ?= 1
+# Where there are several, those that wait sleep, as minimind_core/threads.py
+# explains.
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME ?= 0
 # How many tests, studies or notebooks run at a time.
 export WORKERS ?= 2
 
@@ -42,7 +46,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	    { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[book,test,data,train]'
+	    -c constraints.txt -e '.[book,test,data]'
 	@touch $@
 
 env: $(VENV)/.stamp

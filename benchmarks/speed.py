@@ -24,7 +24,7 @@ from minimind_core.config import ModelConfig, TrainConfig
 from minimind_core.generate import generate_tokens
 from minimind_core.model import MiniMind
 from minimind_core.optim import build_optimizer, gradient_norm
-from minimind_core.precision import resolve
+from minimind_core.precision import detect_device, resolve
 
 SHAPES = {  # name: width, layers, heads, kv heads, vocabulary, time, batch
     "128 x 2": (128, 2, 4, 2, 1024, 96, 32),
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    native = resolve("cpu").dtype == "bfloat16"
+    processor = detect_device("cpu")
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in SHAPES:
         ours, theirs, ids = make(name)
@@ -121,7 +121,7 @@ def main() -> None:
             "transformers, float32": training_step(theirs, ids, "float32"),
             "MiniMind, float32": training_step(ours, ids, "float32"),
         }
-        if native:
+        if processor.bf16:
             runs["transformers, bfloat16"] = training_step(
                 theirs, ids, "bfloat16"
             )
@@ -144,7 +144,7 @@ def main() -> None:
         about = {
             "command": "python benchmarks/speed.py",
             "torch": torch.__version__,
-            "processor": resolve("cpu").reason.split(" computes")[0],
+            "processor": processor.name,
             "rounds": options.rounds,
             "results": found,
         }

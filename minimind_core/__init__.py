@@ -20,6 +20,7 @@ from minimind_core.version import __version__
 
 if TYPE_CHECKING:  # the same names, said so that a type checker can see them
     from .adapters import merge_lora as merge_lora
+    from .calibration import choose_precision as choose_precision
     from .chat import encode_conversation as encode_conversation
     from .chat import encode_prompt as encode_prompt
     from .checkpoint import save_model as save_model
@@ -74,6 +75,7 @@ _HOME = {
     "get_preset": "config",
     "Precision": "precision",
     "detect_device": "precision",
+    "choose_precision": "calibration",
     "resolve": "precision",
     "Trainer": "train",
     "Run": "run",

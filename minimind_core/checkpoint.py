@@ -26,7 +26,9 @@ from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import (
     atomic_folder,
+    discard,
     flush,
+    move,
     read_json,
     write_json,
     writing,
@@ -87,9 +89,14 @@ def save_model(
     model : MiniMind
     tokenizer : PreTrainedTokenizerFast
     folder : path
-        An existing folder. Each file is replaced in one move.
+        Made if it does not exist. Each file is replaced in one move.
     pth : bool
         Also write MiniMind's native ``minimind.pth``, a plain state dict.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -97,7 +104,7 @@ def save_model(
     partial = folder / ".saving"
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         try:
             state = weights_of(model)
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
@@ -113,7 +120,7 @@ def save_model(
             save_tokenizer(tokenizer, partial)
             flush(partial)
             for file in sorted(partial.iterdir()):
-                file.replace(folder / file.name)
+                move(file, folder / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -300,7 +307,7 @@ def save_checkpoint(
         sums = {name: _digest(partial / name) for name in files}
         write_json(partial / "sha256.json", sums)
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)
     return out
 
 

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from minimind_core.config import OPTIMIZERS, PRESETS
 from minimind_core.errors import MiniMindError
+from minimind_core.threads import set_wait_policy
 
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -151,8 +152,8 @@ def chat(options: Namespace) -> None:
     chat_loop(
         options.run,
         **_given(
-            options, "prompt", "max_new_tokens", "temperature", "top_p",
-            "seed", "device",
+            options, "prompt", "max_new_tokens", "temperature", "top_k",
+            "top_p", "min_p", "seed", "device",
         ),
     )  # fmt: skip
 
@@ -313,7 +314,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", metavar="TEXT", help="answer this and end")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
                      help="0 takes the likeliest token")  # fmt: skip
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="X")
+    sub.add_argument("--top-k", type=int, default=0, metavar="N",
+                     help="draw from the N likeliest; 0: all")  # fmt: skip
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="X",
+                     help="draw from the likeliest up to X")  # fmt: skip
+    sub.add_argument("--min-p", type=float, default=0.0, metavar="X",
+                     help="drop what is less likely than X times the "
+                     "likeliest")  # fmt: skip
     sub.add_argument("--max-new-tokens", type=_count, default=256,
                      metavar="N")  # fmt: skip
     _seed(sub)
@@ -446,6 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all went well, 2 for an input that cannot be used, 130 when
         interrupted.
     """
+    set_wait_policy()  # works only as long as torch is not imported
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:

@@ -1,36 +1,36 @@
-"""What can go wrong because of an input, and how it is said.
+"""The errors that a wrong input can cause.
 
-Every error a user can cause is a `MiniMindError`: the message says what was
-wrong, where (file and line) and what to do. The command line prints it
-without a traceback and exits with status 2; anything else is a bug of ours
-and keeps its traceback.
+Each one is a `MiniMindError`. Its message says what is wrong, where it is
+(the file and the line, if there is one) and what you can do about it. The
+command line prints the message without a traceback and exits with status 2.
+Any other exception is a bug in this package, and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class MiniMindError(Exception):
-    """Base of all errors that an input, not a bug, has caused."""
+    """Base class of all errors that are caused by an input."""
 
 
 class ConfigError(MiniMindError, ValueError):
-    """A setting is unknown, of the wrong type or contradicts another."""
+    """A setting is unknown, has the wrong type or contradicts another one."""
 
 
 class PrecisionError(MiniMindError, ValueError):
-    """The device cannot do what was asked of it."""
+    """The device does not support the requested number format."""
 
 
 class DataError(MiniMindError, ValueError):
-    """A data file or record cannot be used."""
+    """A data file or a record in it cannot be used."""
 
 
 class CheckpointError(MiniMindError):
-    """A saved model or checkpoint is missing, damaged or does not fit."""
+    """A saved model or checkpoint is missing, damaged or incompatible."""
 
 
 class OutputError(MiniMindError):
-    """A result cannot be written where it was asked to go."""
+    """A result cannot be written to the place that was given for it."""
 
 
 class TrainingError(MiniMindError):

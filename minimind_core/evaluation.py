@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from minimind_core.chat import encode_prompt
+from minimind_core.chat import encode_prompt, stop_token_ids
 from minimind_core.data import (
     Data,
     DataSpec,
@@ -44,7 +44,7 @@ from minimind_core.generate import (
 from minimind_core.loading import load_model
 from minimind_core.precision import detect_device
 from minimind_core.run import Run, read_metadata
-from minimind_core.tokenizer import decode
+from minimind_core.tokenizer import decode, special_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +111,7 @@ def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
     total = torch.zeros((), dtype=torch.float64)
     with _evaluating(model):
         for at in range(0, len(order), BATCH):
+            # Padding has no label and no attention, so any id will do.
             batch = collate(order[at : at + BATCH], 0, device)
             out = model(**batch, num_items_in_batch=1)
             total += out.loss.double().cpu()
@@ -248,20 +249,22 @@ def sample_texts(
     device = _device(model)
     generator = torch.Generator(device).manual_seed(seed)
     room = position_limit(model) - 1
-    eos = tokenizer.eos_token_id
+    bos, eos, pad = special_ids(tokenizer)
     texts = []
     with _evaluating(model):
         for at in range(0, count, 100):
             size = min(100, count - at)
-            start = torch.full((size, 1), tokenizer.bos_token_id)
+            start = torch.full((size, 1), bos)
             rows = generate_tokens(
                 model,
                 start.to(device),
                 max_new_tokens=min(max_new_tokens, room),
                 temperature=temperature,
                 generator=generator,
+                eos_token_id=eos,
+                pad_token_id=pad,
             )
-            for row in rows.tolist():
+            for _, *row in rows.tolist():
                 text = decode(tokenizer, row)
                 texts.append(text if eos in row else text + "…")
     return texts
@@ -304,7 +307,7 @@ def answer_prompts(
     *,
     max_new_tokens: int = 128,
     batch_size: int = 64,
-) -> list[str]:
+) -> list[str | None]:
     """The most likely answers to some conversations, greedily.
 
     Parameters
@@ -315,35 +318,56 @@ def answer_prompts(
     prompts : sequence of list of dict
         Messages up to the question.
     max_new_tokens : int
+        Fewer where the model's positions run out.
     batch_size : int
 
     Returns
     -------
-    list of str
+    list of str or None
+        None for a prompt that fills all of the model's positions and so
+        leaves no room for an answer. It does not affect the other answers.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    answers = [""] * len(encoded)
     room = position_limit(model)
+    answers: list[str | None] = [None] * len(encoded)
+    pad, stops = special_ids(tokenizer).pad, stop_token_ids(tokenizer)
     with _evaluating(model):
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in _batches(
+            list(map(len, encoded)), batch_size, room, max_new_tokens
+        ):
             rows = [encoded[i] for i in chosen]
-            ids, mask = pad_left(rows, 0, str(_device(model)))
-            new = min(max_new_tokens, room - ids.size(1))
-            if new < 1:
-                continue
+            ids, mask = pad_left(rows, pad, str(_device(model)))
             out = generate_tokens(
                 model, ids, attention_mask=mask, temperature=0.0,
-                max_new_tokens=new,
+                max_new_tokens=min(max_new_tokens, room - ids.size(1)),
+                eos_token_id=stops, pad_token_id=pad,
             )  # fmt: skip
             for i, row in zip(chosen, out[:, ids.size(1) :], strict=True):
-                answers[i] = decode(tokenizer, _until_end(row.tolist()))
+                ended = _until_end(row.tolist(), stops)
+                answers[i] = decode(tokenizer, ended)
     return answers
 
 
-def _until_end(ids: list[int], eos: int = 2) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _batches(
+    lengths: Sequence[int], batch_size: int, room: int, new: int
+) -> Iterator[list[int]]:
+    """Prompts of like length together, and close ones to the limit alone.
+
+    A batch is padded to its longest prompt, which would otherwise take the
+    room for answers away from the shorter ones.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ample = [i for i in order if lengths[i] + new <= room]
+    for at in range(0, len(ample), batch_size):
+        yield ample[at : at + batch_size]
+    for i in order[len(ample) :]:
+        if lengths[i] < room:
+            yield [i]
+
+
+def _until_end(ids: list[int], stops: Sequence[int]) -> list[int]:
+    ends = (place for place, one in enumerate(ids) if one in stops)
+    return ids[: next(ends, len(ids))]
 
 
 class Quiz(Protocol):
@@ -370,7 +394,8 @@ def exact_match(
 ) -> dict[str, float]:
     """Share of right answers by kind of question.
 
-    Each turn is asked with the right answers to the turns before it.
+    Each turn is asked with the right answers to the turns before it. A
+    question that leaves no room for an answer counts as a wrong one.
 
     Parameters
     ----------
@@ -392,7 +417,9 @@ def exact_match(
     )
     right: dict[str, list[bool]] = defaultdict(list)
     for (talk, turn), answer in zip(asked, answers, strict=True):
-        right[talk.kinds[turn]].append(talk.check(turn, answer))
+        # A prompt that leaves no room for an answer counts as unanswered.
+        answered = answer is not None and talk.check(turn, answer)
+        right[talk.kinds[turn]].append(answered)
     return {kind: sum(r) / len(r) for kind, r in sorted(right.items())}
 
 

@@ -1,8 +1,13 @@
-"""Files that are whole or not there, and errors that say which.
+"""Files and folders that are complete, or not there at all.
 
     with atomic_folder("runs/export") as folder:
         write_json(folder / "config.json", {...})
     # only now is there a runs/export
+
+What is written goes to a temporary name beside its place, is flushed to the
+disk, and is then renamed. So neither a killed process nor a power cut leaves
+half a file under the right name. Linux, macOS and Windows each need
+something of their own for this; all of it is in this module.
 """
 
 from __future__ import annotations
@@ -11,18 +16,39 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minimind_core.errors import ConfigError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # needs Windows
+    fcntl = None  # type: ignore[assignment]
+
+WINDOWS = os.name == "nt"
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between two tries on Windows, where a virus scanner or an indexer
+may hold a new file open for a moment, and nobody can rename it meanwhile."""
+
+NO_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
+"""What a network file system says of a folder that it cannot flush."""
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failed write into an error that says what to do.
+
+    Parameters
+    ----------
+    path : Path
+        What is being written; the error names it.
 
     Raises
     ------
@@ -43,10 +69,24 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _why_not_written(path: Path, error: Exception) -> str:
+    # Safetensors and torch report the system's message, but not its number.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    full = full or "No space left" in str(error)
-    advice = "free some space" if full else "check the path and your rights"
+    if full or any(
+        text in str(error) for text in ("No space left", "not enough space")
+    ):
+        advice = "free some space"
+    elif isinstance(error, PermissionError):
+        advice = "check that you may write there"
+        if WINDOWS:
+            advice += " and that no other program has it open"
+    elif isinstance(error, FileNotFoundError):
+        advice = "make the folder that is missing"
+    else:
+        advice = "check the path"
     return f"{path}: cannot be written ({error}); {advice} and try again"
+
+
+# --- whole, or not at all --------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -71,25 +111,81 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
     """
     out = Path(out)
     require_new(out)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-    partial = Path(part)
+    # Not made by tempfile: its folders are private to their owner, on
+    # Windows by an access list that a later chmod does not lift.
+    partial = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with writing(out):
+            partial.mkdir(parents=True)
             yield partial
-            partial.chmod(0o755)
             flush(partial)
             if out.exists():
                 out.rmdir()
-            partial.rename(out)
+            move(partial, out)
             _flush_entry(out.parent)
     except OutputError as error:
-        # Whoever writes a file in it knows the temporary name only.
-        told = str(error).replace(str(partial), str(out))
-        raise OutputError(told) from error
+        # Code that writes into the folder knows the temporary name only.
+        message = str(error).replace(str(partial), str(out))
+        raise OutputError(message) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A file that is replaced as a whole, or not at all.
+
+    Parameters
+    ----------
+    path : path
+        May exist. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        A temporary name beside `path`, for you to write to.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            yield partial
+            _flush_entry(partial)
+            move(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file over another, or a folder to a name that is free."""
+    _patiently(lambda: os.replace(source, target))
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder in such a way that its name never stands for half.
+
+    If another program holds a file of it open, Windows does not let it go.
+    Then it stays as it is.
+    """
+    leaving = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(PermissionError):
+        move(folder, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    for pause in PAUSES if WINDOWS else ():
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(pause)
+    return action()
 
 
 def require_new(out: str | Path) -> None:
@@ -116,26 +212,58 @@ def flush(folder: Path) -> None:
 
 
 def _flush_entry(path: Path) -> None:
-    # A folder cannot be opened for this on Windows; renaming is all it has.
-    with contextlib.suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
+    if not path.is_dir():
+        # Windows flushes only what is open for writing, and says EBADF
+        # otherwise. Elsewhere any descriptor will do, and a file that is
+        # read-only can be flushed too.
+        _flush(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+    elif not WINDOWS:  # where folders cannot be opened
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            _flush(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in NO_FLUSH:
+                raise
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = _patiently(lambda: os.open(path, flags))
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    # On macOS fsync stops at the drive's cache, which a power cut empties
+    # in any order; F_FULLFSYNC goes through it. Saving is rare enough for
+    # the tens of milliseconds. Some external and network disks lack it.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(handle, full)
+            return
+    os.fsync(handle)
+
+
+# --- JSON ------------------------------------------------------------------
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all; the same bytes everywhere.
+
+    Raises
+    ------
+    OutputError
+    """
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object from a file.
+
+    A byte order mark, which editors on Windows may put first, is skipped.
 
     Raises
     ------
@@ -143,7 +271,7 @@ def read_json(path: Path) -> dict[str, Any]:
         Naming the file and the line that is wrong.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

@@ -13,13 +13,53 @@ position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from minimind_core.errors import ConfigError
 from minimind_core.model import KVCache, MiniMind
+
+# Which tokens end a row: the model's own, these, or none.
+StopTokens = int | Sequence[int] | None | Literal["model"]
+
+
+def stop_tokens(
+    model: nn.Module, eos_token_id: StopTokens = "model"
+) -> list[int]:
+    """The ids that end a row, as a list.
+
+    Parameters
+    ----------
+    model : nn.Module
+    eos_token_id : int, sequence of int, None or "model"
+        ``"model"`` asks the model's own config.
+
+    Returns
+    -------
+    list of int
+        Empty if nothing ends a row.
+    """
+    if eos_token_id == "model":
+        config: Any = model.config
+        eos_token_id = getattr(config, "eos_token_id", None)
+    if eos_token_id is None:
+        return []
+    if isinstance(eos_token_id, int):
+        return [eos_token_id]
+    assert not isinstance(eos_token_id, str)
+    return list(eos_token_id)
+
+
+def _padding(model: nn.Module, pad_token_id: int | None) -> int:
+    """The id that fills a row: the one asked for, or the model's own."""
+    if pad_token_id is not None:
+        return pad_token_id
+    config: Any = model.config
+    found = getattr(config, "pad_token_id", None)
+    return found if found is not None else (*stop_tokens(model), 0)[0]
 
 
 def position_limit(model: nn.Module) -> int:
@@ -137,8 +177,8 @@ def generate_tokens(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    eos_token_id: int | None = 2,
-    pad_token_id: int = 0,
+    eos_token_id: StopTokens = "model",
+    pad_token_id: int | None = None,
     attention_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
@@ -157,10 +197,11 @@ def generate_tokens(
         See `next_token_probs`.
     repetition_penalty : float
         See `penalise_repetition`.
-    eos_token_id : int or None
-        Ends a row; None never stops early.
-    pad_token_id : int
-        Fills a row behind its end.
+    eos_token_id : int, sequence of int, None or "model"
+        The token or tokens that end a row. By default, those of the model's
+        config; None never stops early.
+    pad_token_id : int, optional
+        Fills a row behind its end; the model's own by default.
     attention_mask : Tensor, shape (batch, time), optional
         0 on padding.
     generator : torch.Generator, optional
@@ -181,11 +222,13 @@ def generate_tokens(
         model's ``max_position_embeddings``.
     """
     _check(temperature, top_k, top_p, min_p)
+    stops = stop_tokens(model, eos_token_id)
+    padding = _padding(model, pad_token_id)
     if not isinstance(model, MiniMind):
         return _hugging_face(
             model, input_ids, attention_mask, max_new_tokens, temperature,
-            top_k, top_p, min_p, repetition_penalty, eos_token_id,
-            pad_token_id, generator,
+            top_k, top_p, min_p, repetition_penalty, stops, padding,
+            generator,
         )  # fmt: skip
     length = input_ids.size(1) + max_new_tokens
     if length > model.config.max_position_embeddings:
@@ -202,6 +245,7 @@ def generate_tokens(
         cache = KVCache(model.config, batch, length, device, weight.dtype)
     ids, mask = input_ids, attention_mask
     done = torch.zeros(batch, dtype=torch.bool, device=device)
+    ends = torch.tensor(stops, dtype=ids.dtype, device=device)
     for _ in range(max_new_tokens):
         new = ids if cache is None else ids[:, cache.length :]
         logits = model(new, attention_mask=mask, cache=cache).logits[:, -1]
@@ -214,12 +258,12 @@ def generate_tokens(
                 min_p=min_p,
             )  # fmt: skip
             token = torch.multinomial(probs, 1, generator=generator)[:, 0]
-        token = token.masked_fill(done, pad_token_id)
+        token = token.masked_fill(done, padding)
         ids = torch.cat((ids, token[:, None]), 1)
         if mask is not None:
             mask = torch.cat((mask, mask.new_ones(batch, 1)), 1)
-        if eos_token_id is not None:
-            done = done | (token == eos_token_id)
+        if stops:
+            done = done | torch.isin(token, ends)
             if bool(done.all()):
                 break
     return ids
@@ -235,8 +279,8 @@ def _hugging_face(
     top_p: float,
     min_p: float,
     repetition_penalty: float,
-    eos_token_id: int | None,
-    pad_token_id: int,
+    stops: list[int],
+    padding: int,
     generator: torch.Generator | None,
 ) -> Tensor:
     settings: dict[str, object] = {"do_sample": temperature > 0}
@@ -256,8 +300,8 @@ def _hugging_face(
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             repetition_penalty=repetition_penalty,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
+            eos_token_id=stops or None,
+            pad_token_id=padding,
             **settings,
         )
     assert isinstance(found, Tensor)
@@ -283,7 +327,7 @@ def stream_tokens(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    eos_token_id: int | None = 2,
+    eos_token_id: StopTokens = "model",
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """Continue one prompt, token by token as they are drawn.
@@ -310,6 +354,7 @@ def stream_tokens(
     cache = KVCache(
         model.config, 1, length, input_ids.device, weight.dtype
     )
+    stops = stop_tokens(model, eos_token_id)
     ids = input_ids
     while ids.size(1) < length:
         logits = model(ids[:, cache.length :], cache=cache).logits[:, -1]
@@ -319,7 +364,7 @@ def stream_tokens(
             min_p=min_p,
         )  # fmt: skip
         token = torch.multinomial(probs, 1, generator=generator)
-        if token.item() == eos_token_id:
+        if token.item() in stops:
             return
         yield int(token.item())
         ids = torch.cat((ids, token), 1)

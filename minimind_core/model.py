@@ -505,6 +505,36 @@ class MiniMind(nn.Module):
         return summed, count
 
     @torch.no_grad()
+    def resize_token_embeddings(self, vocab_size: int) -> None:
+        """Give the embedding and the head another number of rows.
+
+        Named after the method of transformers. New rows start as the mean
+        of the old ones, so that a new token is as likely as an average one.
+
+        Parameters
+        ----------
+        vocab_size : int
+            For example ``len(tokenizer)`` after `add_tokens`. Rows beyond
+            it are dropped.
+        """
+        config = self.config.replace(vocab_size=vocab_size)
+        embedding = self.model.embed_tokens
+        modules: list[nn.Embedding | nn.Linear] = [embedding]
+        if not config.tie_word_embeddings:
+            modules.append(self.lm_head)
+        for module in modules:
+            old = module.weight
+            kept = old[:vocab_size]
+            new = old.mean(0).expand(vocab_size - len(kept), -1)
+            module.weight = nn.Parameter(
+                torch.cat((kept, new)), requires_grad=old.requires_grad
+            )
+        if config.tie_word_embeddings:
+            self.lm_head.weight = embedding.weight
+        embedding.num_embeddings = self.lm_head.out_features = vocab_size
+        self.config = config
+
+    @torch.no_grad()
     def attention_maps(self, input_ids: Tensor) -> Tensor:
         """Attention weights of every layer and head.
 

@@ -7,15 +7,22 @@
         loss = model(input_ids, labels=labels).loss
     precision.scaler().scale(loss).backward()
 
-Three questions that are easily mixed up have one answer each here: which
-dtype runs (what autocast is told, always by name), whether its gradients
-need scaling (float16's do: below 6e-8 they are zero; bfloat16 has the
-exponents of float32), and whether the flag was believed (a fallback is said
-aloud, an impossible wish is an error).
+Three questions that are easily mixed up are answered separately here. Which
+dtype runs? The one that autocast is told, always by name. Do its gradients
+need scaling? Those of float16 do, because it has no number below 6e-8;
+bfloat16 has the exponents of float32, so its gradients don't. And was the
+request granted? If the device cannot do what was asked, there is a warning
+that says what runs instead, or an error.
+
+`resolve` is a pure rule: it reads no clock and remembers nothing. On a CPU
+the right answer depends on the processor's speed in each format, which no
+flag tells, so the rule takes measured times as an argument.
+`calibration.choose_precision` measures them.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from dataclasses import dataclass
@@ -32,16 +39,21 @@ SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16",
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What has to be known of a device to choose a dtype for it.
+    """What the rules of this package need to know about a device.
+
+    They are passed as an argument wherever something depends on the device,
+    so that the choice for a T4 can be tested on a machine without a GPU.
 
     Attributes
     ----------
     type : {"cpu", "cuda", "mps"}
     name : str
-        For people, such as ``Tesla T4``.
+        The model, such as ``Tesla T4``, for messages.
     bf16 : bool
-        Whether it computes in bfloat16 itself. An emulation does not count:
-        ``torch.cuda.is_bf16_supported()`` says True on a T4, which has none.
+        Whether the hardware computes in bfloat16. An emulation does not
+        count: ``torch.cuda.is_bf16_supported()`` says True on a T4, which
+        has none. For a CPU it does not follow that bfloat16 is faster; see
+        `StepTimings`.
     capability : tuple of int, optional
         CUDA's compute capability.
     memory_bytes : int, optional
@@ -52,6 +64,58 @@ class DeviceFacts:
     bf16: bool
     capability: tuple[int, int] | None = None
     memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class StepTimings:
+    """How long one training step takes in each format, on one CPU.
+
+    A processor's flags don't tell which format is faster. An Intel Xeon with
+    ``avx512_bf16`` but without AMX reached between 0.64 and 0.93 of
+    float32's training speed in bfloat16; AMD's Zen 4, which has the same
+    flag, reached about 1.6. Nor does the time of a matrix product: one that
+    ran 2.2 times faster made the training step only 1.2 times faster,
+    because the rest of the step (norms, softmax, the optimizer and the
+    conversions between the formats) does not get faster with it. Therefore
+    a whole step is timed: see `calibration.measure_step`.
+
+    Attributes
+    ----------
+    float32, bfloat16 : float
+        Seconds a step: forward, backward and optimizer.
+    batch : str
+        What a step was taken on, such as ``8 rows of 128 tokens``.
+    """
+
+    float32: float
+    bfloat16: float
+    batch: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster bfloat16 is; below 1, it is slower."""
+        return self.float32 / self.bfloat16
+
+    @property
+    def fastest(self) -> str:
+        """The dtype to prefer: float32, unless bfloat16 is faster.
+
+        A lead of less than 2% is within the error of the measurement, and
+        then float32, which is more exact, is preferred.
+        """
+        return "bfloat16" if self.speedup > 1.02 else "float32"
+
+    def __str__(self) -> str:
+        """Both figures in words."""
+        both = (
+            f"float32 {_rate(self.float32)}, bfloat16 {_rate(self.bfloat16)}"
+        )
+        return both + (f", measured on {self.batch}" if self.batch else "")
+
+
+def _rate(seconds: float) -> str:
+    rate = 1 / seconds
+    return f"{rate:.3g} steps/s" if rate < 999.5 else f"{rate:,.0f} steps/s"
 
 
 @dataclass(frozen=True)
@@ -93,7 +157,7 @@ class Precision:
         whatever the user asked for: MiniMind's bug of 2024.
         """
         if self.dtype == "float32":
-            # The dtype is of no account where autocast is off.
+            # Autocast is off, so it never uses the dtype named here.
             return torch.autocast(
                 self.device_type, torch.bfloat16, enabled=False
             )
@@ -174,10 +238,11 @@ def _cuda(device: str, number: str) -> DeviceFacts:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself.
+    """Whether the processor has instructions that multiply bfloat16.
 
-    x86: avx512_bf16 or AMX; Arm: the bf16 extension. Without, torch
-    converts back and forth and is slower than in float32.
+    On x86 these are avx512_bf16 or AMX, on Arm the bf16 extension. Without
+    them, torch converts every operand to float32 and back, which can only
+    be slower than float32. With them, bfloat16 may be faster or not.
     """
     flags = _cpu_flags()
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
@@ -207,8 +272,6 @@ def _cpu_name() -> str:
 
 
 def _cpu_memory() -> int | None:
-    import os
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -223,6 +286,8 @@ def resolve(
     dtype: str = "auto",
     *,
     facts: DeviceFacts | None = None,
+    timings: StepTimings | None = None,
+    origin: str = "as asked",
 ) -> Precision:
     """Choose the number format for a device, or check the one asked for.
 
@@ -233,7 +298,15 @@ def resolve(
     dtype : {"auto", "float32", "bfloat16", "float16"}
         ``fp32``, ``bf16`` and ``fp16`` are understood as well.
     facts : DeviceFacts, optional
-        Of a device that may not be here; detected if not given.
+        Those of a device that may not be here; detected if not given.
+    timings : StepTimings, optional
+        What decides ``auto`` on a CPU that has bfloat16. Without it, the
+        answer is float32 there.
+    origin : str
+        Where a dtype other than ``auto`` comes from; it becomes part of the
+        reason. A run that is resumed, or another process of the same run,
+        gives its recorded dtype and ``as recorded by the run``: results
+        depend on the dtype to the bit, so it is not chosen again.
 
     Returns
     -------
@@ -242,26 +315,26 @@ def resolve(
     Raises
     ------
     PrecisionError
-        For an unknown dtype or device, and for a device that `facts` are
-        not of.
+        For an unknown dtype or device, or if `device` and `facts` don't
+        belong together.
 
     Warns
     -----
     UserWarning
-        When the device cannot do what was asked and something as good is
-        taken instead.
+        If the device cannot do what was asked, and another format that
+        serves as well is taken instead.
 
     Notes
     -----
-    ======================  =========  ========
-    device                  ``auto``   scaler
-    ======================  =========  ========
-    GPU, Ampere or newer    bfloat16   off
-    GPU before (T4, V100)   float16    on
-    Apple GPU               float32    off
-    CPU with bfloat16       bfloat16   off
-    CPU without             float32    off
-    ======================  =========  ========
+    =====================  ==================  ========
+    device                 ``auto``            scaler
+    =====================  ==================  ========
+    GPU, Ampere or newer   bfloat16            off
+    older GPU (T4, V100)   float16             on
+    Apple GPU              float32             off
+    CPU with bfloat16      the faster of both  off
+    CPU without            float32             off
+    =====================  ==================  ========
     """
     wanted = SHORT.get(dtype, dtype)
     if wanted != "auto" and wanted not in DTYPES:
@@ -277,39 +350,42 @@ def resolve(
     where = device if device.startswith(facts.type) else facts.type
     name = facts.name
     if wanted == "auto":
-        return _automatic(where, facts)
+        return _automatic(where, facts, timings)
     if wanted == "float32":
         return Precision(
             where, "float32", False,
-            f"float32 as asked on {name}: nothing to scale, autocast is off",
+            f"float32 {origin} on {name}: autocast is off, and nothing needs "
+            "scaling",
         )  # fmt: skip
     if wanted == "float16":
         slow = ", though slowly" if facts.type == "cpu" else ""
         return Precision(
             where, "float16", True,
-            f"float16 as asked on {name}{slow}: its smallest number is 6e-8, "
+            f"float16 {origin} on {name}{slow}: its smallest number is 6e-8, "
             "so the loss is scaled to keep small gradients from becoming "
             "zero",
         )  # fmt: skip
     if facts.bf16:
         return Precision(
             where, "bfloat16", False,
-            f"bfloat16 as asked on {name}: it has float32's range, so "
+            f"bfloat16 {origin} on {name}: it has float32's range, so "
             "nothing needs scaling",
         )  # fmt: skip
     if facts.type == "cuda":
-        return _said_aloud(
+        return _with_warning(
             where, "float16", True,
             f"{name} has no bfloat16 (only an emulation, slower than "
             "float32), so float16 with a scaler runs instead",
         )  # fmt: skip
-    return _said_aloud(
+    return _with_warning(
         where, "float32", False,
         f"{name} does not compute in bfloat16, so float32 runs instead",
     )  # fmt: skip
 
 
-def _automatic(where: str, facts: DeviceFacts) -> Precision:
+def _automatic(
+    where: str, facts: DeviceFacts, timings: StepTimings | None
+) -> Precision:
     name = facts.name
     if facts.type == "cuda" and not facts.bf16:
         return Precision(
@@ -320,23 +396,41 @@ def _automatic(where: str, facts: DeviceFacts) -> Precision:
     if facts.type == "mps":
         return Precision(
             where, "float32", False,
-            f"{name}: float32, the one dtype that is safe there without a "
-            "measurement of ours; ask for bfloat16 to try it",
+            f"{name}: float32, because we have not measured whether another "
+            "dtype is faster there; ask for bfloat16 to try it",
         )  # fmt: skip
-    if facts.bf16:
+    if facts.type == "cuda":
         return Precision(
             where, "bfloat16", False,
-            f"{name} computes in bfloat16, which has float32's range: "
-            "faster, and nothing needs scaling",
+            f"{name} computes in bfloat16, which is faster than float32 and "
+            "has its range, so nothing needs scaling",
         )  # fmt: skip
-    return Precision(
-        where, "float32", False,
-        f"{name} does not compute in bfloat16 itself; float32 is faster "
-        "there",
-    )  # fmt: skip
+    if not facts.bf16:
+        return Precision(
+            where, "float32", False,
+            f"{name} has no instructions for bfloat16, so float32 is faster "
+            "there",
+        )  # fmt: skip
+    if timings is None:
+        return Precision(
+            where, "float32", False,
+            f"{name} has instructions for bfloat16, but no measurement was "
+            "made of whether they are faster, so float32 runs",
+        )  # fmt: skip
+    if timings.fastest == "bfloat16":
+        why = f"bfloat16 trains {timings.speedup:.2f} times faster"
+    elif timings.speedup > 1:
+        why = "bfloat16 is hardly faster, so the more exact float32 runs"
+    else:
+        why = (
+            "float32 trains faster, although the processor has instructions "
+            "for bfloat16"
+        )
+    reason = f"{name}: {why} ({timings})"
+    return Precision(where, timings.fastest, False, reason)
 
 
-def _said_aloud(
+def _with_warning(
     where: str, dtype: str, needs_scaler: bool, reason: str
 ) -> Precision:
     warnings.warn(reason, UserWarning, stacklevel=3)

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from minimind_core.book.stages import cache_folder
+from minimind_core.cache import cache_folder
+from minimind_core.calibration import step_timings
 from minimind_core.config import PRESETS
 from minimind_core.cost import passing_memory, training_memory
 from minimind_core.precision import (
     DeviceFacts,
     Precision,
+    StepTimings,
     detect_device,
     resolve,
 )
+from minimind_core.threads import ThreadChoice, choose_threads, using_threads
 from minimind_core.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
@@ -36,6 +39,10 @@ class Report:
     ----------
     facts : DeviceFacts
     precision : Precision
+    timings : StepTimings or None
+        Of a training step of the smallest preset, on a CPU with bfloat16.
+    threads : ThreadChoice
+        For training the smallest preset now.
     versions : dict of str to str
     training_bytes : dict of str to int
         Estimated memory for training each preset at its own settings.
@@ -46,6 +53,8 @@ class Report:
 
     facts: DeviceFacts
     precision: Precision
+    timings: StepTimings | None
+    threads: ThreadChoice
     versions: dict[str, str]
     training_bytes: dict[str, int]
     warnings: list[str]
@@ -53,7 +62,10 @@ class Report:
 
 
 def doctor(device: str = "auto", dtype: str = "auto") -> Report:
-    """Look at this machine and say what to expect of it.
+    """Find out what this machine can do, and what to expect of it.
+
+    On a CPU that has bfloat16, a training step of the smallest preset is
+    timed in both formats, unless this was done before.
 
     Parameters
     ----------
@@ -70,7 +82,16 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
         If the device is not there.
     """
     facts = detect_device(device)
-    precision = resolve(device, dtype, facts=facts)
+    tiny = PRESETS["tiny"]
+    threads = choose_threads(tiny.model)
+    timings = None
+    if facts.type == "cpu" and facts.bf16:
+        with using_threads(threads.number):
+            timings = step_timings(
+                tiny.model, tiny.pretrain.batch_size, tiny.pretrain.seq_len,
+                optimizer=tiny.pretrain.optimizer, facts=facts,
+            )  # fmt: skip
+    precision = resolve(device, dtype, facts=facts, timings=timings)
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -91,6 +112,8 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
         f"dtype      {precision.dtype}, gradient scaler "
         f"{'on' if precision.needs_scaler else 'off'}",
         f"because    {precision.reason}",
+        *_speeds(facts, timings),
+        f"threads    {threads.number}: {threads.reason}",
         "",
         "training   (estimated memory)",
     ]
@@ -108,8 +131,18 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
     lines += ["", f"cache      {folder} ({size / 1e6:.0f} MB)"]
     lines += [f"warning    {warning}" for warning in warnings]
     return Report(
-        facts, precision, versions, needs, warnings, "\n".join(lines)
-    )
+        facts, precision, timings, threads, versions, needs, warnings,
+        "\n".join(lines),
+    )  # fmt: skip
+
+
+def _speeds(facts: DeviceFacts, timings: StepTimings | None) -> list[str]:
+    """How fast a CPU trains in each format."""
+    if facts.type != "cpu":
+        return []
+    if timings is None:
+        return ["speed      this processor has no bfloat16 to compare with"]
+    return [f"speed      tiny: {timings}"]
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch import nn
 
-from minimind_core.chat import encode_prompt
+from minimind_core.chat import encode_prompt, stop_token_ids
 from minimind_core.errors import DataError
 from minimind_core.evaluation import answer_prompts
 from minimind_core.generate import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Messages = list[dict[str, Any]]
-HELP = "/reset begins anew, /exit (or Ctrl-D) ends"
+HELP = "/reset starts a new conversation, /exit (or Ctrl-D) ends"
 
 
 def answer(
@@ -50,16 +50,40 @@ def answer(
         A `MiniMind`, or a Hugging Face or peft model.
     tokenizer : PreTrainedTokenizerFast
     messages : list of dict
-        Ending with what the user said.
+        The conversation so far. Its last message is usually the user's.
     max_new_tokens : int
+        Fewer where the model's positions run out.
 
     Returns
     -------
     str
+
+    Raises
+    ------
+    DataError
+        If the conversation leaves no room for an answer.
     """
-    return answer_prompts(
+    found = answer_prompts(
         model, tokenizer, [messages], max_new_tokens=max_new_tokens
     )[0]
+    if found is None:
+        _require_room(model, encode_prompt(tokenizer, messages), messages)
+    assert found is not None
+    return found
+
+
+def _require_room(
+    model: nn.Module, ids: list[int], messages: Messages
+) -> None:
+    limit = position_limit(model)
+    if len(ids) >= limit:
+        last = str(messages[-1].get("content"))
+        shown = last if len(last) <= 40 else last[:37] + "..."
+        raise DataError(
+            f"the conversation that ends with {shown!r} has {len(ids)} "
+            f"tokens and the model {limit} positions, which leaves no room "
+            "for an answer; begin a new conversation or shorten it"
+        )
 
 
 def stream_answer(
@@ -69,23 +93,27 @@ def stream_answer(
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """An answer piece by piece, as it is made.
+    """An answer piece by piece, as it is generated.
 
     Parameters
     ----------
     model, tokenizer, messages, max_new_tokens
         As in `answer`.
-    temperature, top_p : float
+    temperature, top_k, top_p, min_p
         See `generate.next_token_probs`.
     seed : int
+        The same seed gives the same answer.
 
     Yields
     ------
     str
-        Never half a character: bytes wait until they are one.
+        Whole characters only; the bytes of an unfinished one wait for the
+        rest of it.
 
     Raises
     ------
@@ -93,35 +121,37 @@ def stream_answer(
         If the conversation leaves no room for an answer.
     """
     ids = encode_prompt(tokenizer, messages)
-    limit = position_limit(model)
-    if len(ids) >= limit:
-        raise DataError(
-            f"the conversation has {len(ids)} tokens, the model's memory "
-            f"{limit}; begin a new one"
-        )
+    _require_room(model, ids, messages)
     device = next(model.parameters()).device
     prompt = torch.tensor([ids], device=device)
     generator = torch.Generator(device).manual_seed(seed)
+    stops = stop_token_ids(tokenizer)
     if not isinstance(model, MiniMind):
         # Other models generate by their own means, in one go.
+        room = position_limit(model) - len(ids)
         out = generate_tokens(
-            model, prompt, temperature=temperature, top_p=top_p,
-            max_new_tokens=min(max_new_tokens, limit - len(ids)),
+            model, prompt, max_new_tokens=min(max_new_tokens, room),
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            eos_token_id=stops, generator=generator,
         )  # fmt: skip
-        yield decode(tokenizer, out[0, len(ids) :].tolist())
+        found = out[0, len(ids) :].tolist()
+        if found and found[-1] in stops:
+            found.pop()
+        yield decode(tokenizer, found)
         return
-    said: list[int] = []
+    generated: list[int] = []
     shown = ""
     for token in stream_tokens(
-        model, prompt, max_new_tokens=max_new_tokens, top_p=top_p,
-        temperature=temperature, generator=generator,
+        model, prompt, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        eos_token_id=stops, generator=generator,
     ):  # fmt: skip
-        said.append(token)
-        text = decode(tokenizer, said)
+        generated.append(token)
+        text = decode(tokenizer, generated)
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
-    if (text := decode(tokenizer, said)) != shown:
+    if (text := decode(tokenizer, generated)) != shown:
         yield text[len(shown) :]
 
 
@@ -131,7 +161,9 @@ def chat_loop(
     prompt: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
     device: str = "auto",
     lines: TextIO | None = None,
@@ -144,13 +176,13 @@ def chat_loop(
     folder : path
         A run, a Hugging Face folder or a LoRA adapter.
     prompt : str, optional
-        Answer this one and return.
-    max_new_tokens, temperature, top_p, seed
+        Answer this one and return, instead of asking for input.
+    max_new_tokens, temperature, top_k, top_p, min_p, seed
         As in `stream_answer`.
     device : str
         ``auto`` takes a GPU if there is one.
     lines, out : text streams, optional
-        Read from and written to; the terminal if not given.
+        Where to read from and write to; the terminal by default.
 
     Returns
     -------
@@ -175,8 +207,9 @@ def chat_loop(
         messages.append({"role": "user", "content": text})
         pieces = []
         for piece in stream_answer(
-            model, tokenizer, messages, temperature=temperature,
-            top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
+            model, tokenizer, messages, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            seed=seed,
         ):  # fmt: skip
             pieces.append(piece)
             out.write(piece)
@@ -194,7 +227,7 @@ def chat_loop(
         try:
             line = lines.readline()
         except UnicodeDecodeError as error:
-            raise DataError(f"what was typed is no text: {error}") from None
+            raise DataError(f"the input is not UTF-8 text: {error}") from None
         if not line or line.strip() == "/exit":
             out.write("\n" * (not line))
             return messages

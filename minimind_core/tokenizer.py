@@ -4,19 +4,26 @@
     tokenizer = train_tokenizer(["One day ...", ...], vocab_size=1024)
     encode_text(tokenizer, "One day")              # [356, 412]
 
-The result is a `transformers.PreTrainedTokenizerFast`, so everything that
-takes one takes it. Byte-level means that any text can be encoded; special
-tokens are only ever put in by their id: the string ``<|im_end|>`` in a text
-is a handful of ordinary tokens, never the end of a turn.
+The result is a `transformers.PreTrainedTokenizerFast`, so it works wherever
+one is expected. Because the tokenizer is byte-level, it can encode any text.
+Control tokens only ever enter a sequence by their id: the string
+``<|im_end|>`` in a text becomes a handful of ordinary tokens and never ends
+a turn.
+
+Tokenizers that were made elsewhere, such as Qwen's or Llama's, are read as
+well. Nothing here assumes that a special token has a certain id or name;
+`special_ids` and `control_tokens` look them up.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from minimind_core.errors import CheckpointError, ConfigError, DataError
@@ -32,8 +39,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+# The special tokens of the tokenizers that are trained here. MiniMind-3's
+# tokenizer has them too, at the same ids 0 to 2.
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# MiniMind-3's tokenizer has these at the ids 0 to 2, its others elsewhere.
 SPECIAL_TOKENS = (PAD, BOS, EOS)
 MARKERS = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
@@ -43,11 +51,14 @@ BYTES = 256
 SMALLEST = BYTES + len(SPECIAL_TOKENS) + len(MARKERS)
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
+# The `generation` marks change nothing in what is rendered. They tell trl
+# and `apply_chat_template(..., return_assistant_tokens_mask=True)` which part
+# of it the assistant writes.
 CHAT_TEMPLATE = """\
 {%- if tools %}
 {{- '<|im_start|>system\\n' }}
-{%- if messages[0].role == 'system' %}
-{{- messages[0].content + '\\n\\n' }}
+{%- if messages[0]['role'] == 'system' %}
+{{- messages[0]['content'] + '\\n\\n' }}
 {%- endif %}
 {{- '# Tools\\n' }}
 {%- for tool in tools %}
@@ -57,28 +68,37 @@ CHAT_TEMPLATE = """\
 {{- '"arguments": ...}\\n</tool_call><|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-{%- if message.role == 'tool' %}
-{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
-{{- '<|im_start|>user' }}
+{%- set role = message['role'] %}
+{%- if role == 'assistant' %}
+{{- '<|im_start|>assistant\\n' }}
+{%- generation %}
+{%- if 'reasoning_content' in message and message['reasoning_content'] %}
+{{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}
 {%- endif %}
-{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
-{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
-{{- '<|im_end|>\\n' }}
-{%- endif %}
-{%- elif not (tools and loop.first and message.role == 'system') %}
-{{- '<|im_start|>' + message.role + '\\n' }}
-{%- if message.role == 'assistant' and message.reasoning_content %}
-{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}
-{%- endif %}
-{{- message.content or '' }}
-{%- for call in message.tool_calls or [] %}
-{%- set call = call.function or call %}
-{{- '\\n' if message.content or not loop.first else '' }}
-{{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' }}
-{{- call.arguments if call.arguments is string
-    else (call.arguments | tojson) }}
+{{- message['content'] or '' }}
+{%- if 'tool_calls' in message %}
+{%- for call in message['tool_calls'] or [] %}
+{%- set call = call['function'] or call %}
+{{- '\\n' if message['content'] or not loop.first else '' }}
+{{- '<tool_call>\\n{"name": "' + call['name'] + '", "arguments": ' }}
+{{- call['arguments'] if call['arguments'] is string
+    else (call['arguments'] | tojson) }}
 {{- '}\\n</tool_call>' }}
 {%- endfor %}
+{%- endif %}
+{{- '<|im_end|>' }}
+{%- endgeneration %}
+{{- '\\n' }}
+{%- elif role == 'tool' %}
+{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}
+{{- '<|im_start|>user' }}
+{%- endif %}
+{{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- elif not (tools and loop.first and role == 'system') %}
+{{- '<|im_start|>' + role + '\\n' + (message['content'] or '') }}
 {{- '<|im_end|>\\n' }}
 {%- endif %}
 {%- endfor %}
@@ -101,10 +121,11 @@ def train_tokenizer(
     texts : iterable of str
         Read once, to the end. The same texts give the same tokenizer.
     vocab_size : int
-        At most so many tokens: 256 bytes, the special tokens and what is
-        merged. Fewer if the texts have nothing more to merge.
+        The largest size allowed: 256 bytes, the special tokens and the
+        merges. The result is smaller if the texts have nothing more to
+        merge.
     out : path, optional
-        Also write it there; must be new.
+        A new folder to write the tokenizer to.
 
     Returns
     -------
@@ -181,8 +202,9 @@ def save_tokenizer(
 ) -> None:
     """Write the tokenizer's files into a folder.
 
-    The class is written as ``PreTrainedTokenizerFast``: another name makes
-    some readers build other ids without a word.
+    The class is written as ``PreTrainedTokenizerFast``, because under some
+    other names transformers would silently build a tokenizer that gives
+    other ids.
     """
     folder = Path(folder)
     with writing(folder):
@@ -200,13 +222,25 @@ def save_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer folder: ours, a run's, an export's or upstream's.
+    """Read a tokenizer folder: ours, a run's, an export's or anyone's.
+
+    Parameters
+    ----------
+    folder : path
+        With a ``tokenizer.json``, as transformers writes it.
+
+    Returns
+    -------
+    PreTrainedTokenizerFast
+        Its special tokens keep the ids they have in the file; see
+        `special_ids`. If it has no chat template but our template's tokens,
+        it gets ours.
 
     Raises
     ------
     CheckpointError
-        If there is none, it is damaged, or its special tokens are not at
-        the ids 0, 1 and 2 that the models here are built on.
+        If there is no such file, it is damaged, or it names no token that
+        ends a text.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -221,51 +255,259 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{file}: damaged or not a tokenizer ({reason[:120]})"
         ) from error
-    found = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    if found != [0, 1, 2]:
+    if tokenizer.eos_token_id is None:
         raise CheckpointError(
-            f"{file}: {', '.join(SPECIAL_TOKENS)} must have the ids 0, 1, 2, "
-            f"as in MiniMind's tokenizer, not {found}"
+            f"{folder / 'tokenizer_config.json'}: names no eos_token, so a "
+            "model could not end a text; add one, for example "
+            f'"eos_token": "{EOS}"'
         )
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        if {BOS, EOS} <= set(tokenizer.get_added_vocab()):
+            tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """A short name for exactly this vocabulary and these merges.
 
-    Retrained on other texts, a tokenizer of the same size gives most ids
-    another meaning; a model reads them without a word and is lost.
+    A tokenizer that is trained again on other texts gives most ids another
+    meaning. A model would read those ids without an error and produce
+    nonsense, so runs keep this digest and compare it.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     text = json.dumps(model, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# --- special and control tokens --------------------------------------------
+
+
+class SpecialIds(NamedTuple):
+    """The ids that frame a text.
+
+    Attributes
+    ----------
+    bos, eos, pad : int
+        Before a text, after it, and on padding.
+    """
+
+    bos: int
+    eos: int
+    pad: int
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
+    """Begin, end and padding of a tokenizer, by its own names.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+
+    Returns
+    -------
+    SpecialIds
+        Where a tokenizer names no begin token (Qwen's does not) or no
+        padding (Llama 3's does not), the end token serves. Padding never
+        enters a loss, so the choice of its id changes nothing.
+
+    Raises
+    ------
+    DataError
+        If the tokenizer names no end token.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise DataError(
+            "the tokenizer names no eos_token, so a text could not end; set "
+            "tokenizer.eos_token"
+        )
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    return SpecialIds(
+        eos if bos is None else bos, eos, eos if pad is None else pad
+    )
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The tokens that only a template or a program may write.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+
+    Returns
+    -------
+    dict of str to int
+        The special tokens, and of the other added tokens those that the
+        tokenizer lists in ``chat_control_tokens`` or, without such a list,
+        those that its chat template contains. This is the rule of
+        transformers' ``sanitize_control_tokens``. Other added tokens, such
+        as words that somebody added, are ordinary text.
+    """
+    return dict(vocabulary(tokenizer).control)
+
+
+def _control(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    listed = getattr(tokenizer, "chat_control_tokens", None)
+    templates = tokenizer.chat_template or ""
+    if isinstance(templates, dict):
+        named = "\0".join(map(_literals, templates.values()))
+    else:
+        named = _literals(templates)
+    found = {}
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    for token_id, token in added.items():
+        text = token.content
+        if listed is not None:
+            control = text in listed
+        else:
+            control = text in named and not text.isspace()
+        if token.special or control:
+            found[text] = token_id
+    return found
+
+
+@lru_cache
+def _literals(template: str) -> str:
+    """The text that a chat template itself writes, without its code."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), True)
+            return nodes.Scope(body, lineno=line)
+
+    try:
+        tree = ImmutableSandboxedEnvironment(
+            extensions=[Generation, loopcontrols]
+        ).parse(template)
+    except Exception as error:
+        raise DataError(
+            f"the tokenizer's chat template cannot be read: {error}"
+        ) from error
+    found = {one.data for one in tree.find_all(nodes.TemplateData)}
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, str):
+            found.add(constant.value)
+    # Joined by a character that no token contains, so that none is found
+    # across two of them.
+    return "\0".join(found)
+
+
 # --- text to ids -----------------------------------------------------------
 
-_PLAIN: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+
+class Vocabulary:
+    """A tokenizer's merges, with all, some or none of its added tokens.
+
+    Attributes
+    ----------
+    control : dict of str to int
+        See `control_tokens`.
+    pattern : re.Pattern
+        Finds any control token.
+    full : tokenizers.Tokenizer
+        Reads every added token, as the tokenizer itself does. Its offsets
+        count the spaces before a word, which a tokenizer with a
+        post-processor may leave out.
+    plain : tokenizers.Tokenizer
+        Takes control tokens for text and reads the other added tokens.
+    bare : tokenizers.Tokenizer
+        Takes every added token for text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.control = _control(tokenizer)
+        self._serialised = tokenizer.backend_tokenizer.to_str()
+        self.templates: dict[Any, Any] = {}  # for the module `chat`
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Any control token; of two that begin alike the longer one."""
+        longest = sorted(self.control, key=len, reverse=True)
+        # Without tokens, it must never match.
+        return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+    def _keeping(self, kept: Any) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        parts = json.loads(self._serialised)
+        parts["added_tokens"] = [
+            token for token in parts["added_tokens"] if kept(token)
+        ]
+        parts["truncation"] = parts["padding"] = None
+        parts["post_processor"] = None
+        return Tokenizer.from_str(json.dumps(parts))
+
+    @cached_property
+    def full(self) -> Tokenizer:
+        return self._keeping(lambda token: True)
+
+    @cached_property
+    def plain(self) -> Tokenizer:
+        return self._keeping(
+            lambda token: token["content"] not in self.control
+        )
+
+    @cached_property
+    def bare(self) -> Tokenizer:
+        return self._keeping(lambda token: False)
+
+    @cached_property
+    def normalises_control(self) -> bool:
+        """Whether a normaliser may turn other text into a control token."""
+        parts = json.loads(self._serialised)
+        return parts["normalizer"] is not None and any(
+            token["normalized"] and token["content"] in self.control
+            for token in parts["added_tokens"]
+        )
+
+
+_VOCABULARIES: WeakKeyDictionary[Any, tuple[Any, Vocabulary]]
+_VOCABULARIES = WeakKeyDictionary()
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """What a tokenizer reads, kept until its tokens or template change.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+
+    Returns
+    -------
+    Vocabulary
+    """
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    listed = getattr(tokenizer, "chat_control_tokens", None)
+    # Tokens can be added at any time, even ones that the merges already
+    # have, so that the size of the vocabulary tells nothing.
+    now = (
+        tokenizer.chat_template,
+        listed and tuple(listed),
+        [(i, token.content, token.special) for i, token in added.items()],
+    )
+    known = _VOCABULARIES.get(tokenizer)
+    if known is None or known[0] != now:
+        known = _VOCABULARIES[tokenizer] = (now, Vocabulary(tokenizer))
+    return known[1]
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The same merges without a single special token.
+    """The tokenizer with its control tokens left out.
 
-    In it ``<|im_end|>`` is a string like any other.
+    For it, ``<|im_end|>`` is a string like any other. Ordinary tokens that
+    were added to the vocabulary remain.
     """
-    from tokenizers import Tokenizer
-
-    if tokenizer not in _PLAIN:
-        parts = json.loads(tokenizer.backend_tokenizer.to_str())
-        parts["added_tokens"] = []
-        parts["truncation"] = parts["padding"] = None
-        parts["post_processor"] = None
-        _PLAIN[tokenizer] = Tokenizer.from_str(json.dumps(parts))
-    return _PLAIN[tokenizer]
+    return vocabulary(tokenizer).plain
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids of a text; special tokens' strings in it are plain text.
+    """Ids of a text, in which control tokens' strings are plain text.
 
     Parameters
     ----------
@@ -275,6 +517,8 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     Returns
     -------
     list of int
+        Those of ``tokenizer(text, add_special_tokens=False)`` if the text
+        contains no control token.
     """
     return plain_backend(tokenizer).encode(text).ids
 
@@ -282,14 +526,19 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> list[list[int]]:
-    """Ids of several documents, each with its begin and end.
+    """Ids of several documents, each with its begin and end token.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    texts : sequence of str
 
     Returns
     -------
     list of list of int
-        ``[bos, ..., eos]`` for each text.
+        ``[bos, ..., eos]`` for each text, by `special_ids`.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, eos, _ = special_ids(tokenizer)
     found = plain_backend(tokenizer).encode_batch_fast(list(texts))
     return [[bos, *one.ids, eos] for one in found]
 
@@ -297,14 +546,24 @@ def encode_documents(
 def encode_document(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> list[int]:
-    """Ids of one document, with its begin and end."""
+    """Ids of one document, with its begin and end token."""
     return encode_documents(tokenizer, [text])[0]
 
 
 def decode(
     tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]
 ) -> str:
-    """The text of some ids, without begin, end and padding."""
-    # Every tokenizer here has them at the ids 0, 1 and 2.
-    special = range(len(SPECIAL_TOKENS))
+    """The text of some ids, without begin, end and padding.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    ids : sequence of int
+
+    Returns
+    -------
+    str
+        Other added tokens, such as ``<think>``, appear in it as text.
+    """
+    special = set(special_ids(tokenizer))
     return str(tokenizer.decode([i for i in ids if i not in special]))

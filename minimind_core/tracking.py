@@ -1,52 +1,47 @@
-"""Send a run's log to a tracker, live or afterwards.
+"""Send a run's log to an experiment tracker, live or afterwards.
 
     python -m minimind_core.tracking runs/pretrain --to tensorboard
     python -m minimind_core.tracking runs/pretrain --to wandb --follow
 
-    from minimind_core.tracking import open_tracker, send
-    send("runs/pretrain", open_tracker("csv", "runs/pretrain"))
+The training loop writes ``log.jsonl`` and knows nothing about trackers. This
+module reads that file in another process, or on another day, so that a
+tracker that is down, slow or not installed never stops a training. The
+trackers are those of `accelerate`. For a table you need none of them::
 
-The training loop writes ``log.jsonl`` and knows of no tracker. This module
-reads that file, from another process or on another day, so a tracker that is
-down, slow or missing never stops a training. Tried with tensorboard 2.21,
-wandb 0.31 (offline) and trackio 0.43.
+    table = pandas.read_json("runs/pretrain/log.jsonl", lines=True)
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from minimind_core.errors import MiniMindError
-from minimind_core.files import writing
 from minimind_core.run import Record, is_finished, read_log, read_metadata
 
-CSV_FILE = "log.csv"
-BOARD = "tensorboard"
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 class TrackerError(MiniMindError):
-    """A tracker is unknown, or not installed."""
+    """A tracker is unknown or not installed, or there is nothing to send."""
 
 
 class Tracker(Protocol):
-    """What a tracker must be able to do."""
+    """What `send` calls. Every tracker of `accelerate.tracking` has it."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take the numbers of one step."""
 
     def finish(self) -> None:
-        """Write what has not been written yet."""
+        """Send or write what is left."""
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """What of a log's record can be drawn over steps.
+    """The part of a log record that can be drawn over the steps.
 
     Parameters
     ----------
@@ -56,8 +51,8 @@ def numbers(record: Record) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        All numbers but the step; true and false are 1 and 0. Texts, such as
-        samples, are left out.
+        All numbers except the step; true and false are 1 and 0. Texts, such
+        as samples, are left out.
     """
     return {
         name: float(value)
@@ -66,147 +61,74 @@ def numbers(record: Record) -> dict[str, float]:
     }
 
 
-# --- the trackers ----------------------------------------------------------
-
-
-class CsvTracker:
-    """A table beside the log, for a spreadsheet; needs nothing installed.
-
-    Parameters
-    ----------
-    run : Path
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.path = run / CSV_FILE
-        self.rows: list[dict[str, float]] = []
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Remember one row."""
-        self.rows.append({"step": step, **values})
-
-    def finish(self) -> None:
-        """Write the table; a column that a row lacks stays empty there."""
-        columns = list(dict.fromkeys(k for row in self.rows for k in row))
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with writing(self.path):
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, columns)
-                table.writeheader()
-                table.writerows(self.rows)
-            partial.replace(self.path)
-
-
-class TensorBoardTracker:
-    """Curves for ``tensorboard --logdir RUNS``.
-
-    Parameters
-    ----------
-    run : Path
-        The curves go into its folder ``tensorboard``.
-    """
-
-    def __init__(self, run: Path) -> None:
-        _require("tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Calls of a library that carries no types of its own.
-        make: Any = SummaryWriter
-        self.writer = make(log_dir=str(run / BOARD))
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Add one point to each curve."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def finish(self) -> None:
-        """Close the file."""
-        self.writer.close()
-
-
-class ModuleTracker:
-    """Weights & Biases, or a module with the same three calls.
-
-    Parameters
-    ----------
-    module : {"wandb", "trackio"}
-        ``init(project=, name=, config=)`` gives a run with ``log`` and
-        ``finish``.
-    run : Path
-        Gives the run its name, and its settings once it is finished.
-    project : str
-    """
-
-    def __init__(self, module: str, run: Path, project: str) -> None:
-        found = _require(module)
-        config = read_metadata(run)
-        self.run = found.init(
-            project=project, name=run.resolve().name, config=config
-        )
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Send the numbers of one step."""
-        self.run.log(values, step=step)
-
-    def finish(self) -> None:
-        """End the run, which sends what is left."""
-        self.run.finish()
-
-
-TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
-    "csv": lambda run, project: CsvTracker(run),
-    "tensorboard": lambda run, project: TensorBoardTracker(run),
-    "wandb": lambda run, project: ModuleTracker("wandb", run, project),
-    "trackio": lambda run, project: ModuleTracker("trackio", run, project),
-}
-
-
-def _require(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise TrackerError(
-            f"the tracker {module} is not installed ({error}): "
-            f"pip install {module}, or use csv, which needs nothing"
-        ) from error
-
-
 def open_tracker(
     name: str, run: str | Path, *, project: str = "minimind"
 ) -> Tracker:
-    """A tracker, ready to take the log of a run.
+    """Start one of accelerate's trackers for a run.
 
     Parameters
     ----------
-    name : {"csv", "tensorboard", "wandb", "trackio"}
+    name : {"tensorboard", "wandb", "trackio"}
+        TensorBoard's files go into the run's folder ``tensorboard``.
     run : path
-        The run folder.
+        Names the run, and gives it its settings once it is finished.
     project : str
-        Under which wandb and trackio show it.
+        Under which wandb and trackio show the run.
 
     Raises
     ------
     TrackerError
-        If it is unknown or not installed.
+        If the tracker is unknown or not installed.
     """
     if name not in TRACKERS:
         raise TrackerError(
             f"unknown tracker {name!r}; there is {', '.join(TRACKERS)}"
         )
-    return TRACKERS[name](Path(run), project)
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    run = Path(run).resolve()
+    options: dict[str, Any] = {"run_name": project, "name": run.name}
+    if name == "tensorboard":
+        options = {"run_name": name, "logging_dir": run}
+    elif metadata := read_metadata(run):
+        options["config"] = metadata
+    PartialState()  # accelerate's own messages need it
+    try:
+        tracker = LOGGER_TYPE_TO_CLASS[name](**options)
+        tracker.start()
+    except ImportError as error:
+        raise TrackerError(
+            f"the tracker {name} is not installed ({error}): "
+            f"pip install {name}"
+        ) from error
+    return tracker
 
 
-# --- sending ---------------------------------------------------------------
-
-
-def send(run: str | Path, tracker: Tracker) -> int:
-    """Send the log that is there now.
+def send(
+    run: str | Path,
+    tracker: Tracker,
+    *,
+    follow: bool = False,
+    every: float = 2.0,
+    patience: float = 600.0,
+) -> int:
+    """Send a run's log, each step once.
 
     Parameters
     ----------
     run : path
+        Its log need not exist yet if it is followed.
     tracker : Tracker
-        Finished afterwards.
+        From `open_tracker`, or an object of your own. It is finished
+        afterwards, whatever happens.
+    follow : bool
+        Go on until the run is finished. A run that is resumed repeats the
+        steps after its checkpoint; they are not sent again.
+    every : float
+        Seconds between two looks at the log.
+    patience : float
+        Seconds without anything new after which the run counts as dead.
 
     Returns
     -------
@@ -216,50 +138,13 @@ def send(run: str | Path, tracker: Tracker) -> int:
     Raises
     ------
     TrackerError
-        If there is no log.
-    """
-    return follow(run, tracker, wait=False)
-
-
-def follow(
-    run: str | Path,
-    tracker: Tracker,
-    *,
-    every: float = 2.0,
-    patience: float = 600.0,
-    wait: bool = True,
-) -> int:
-    """Send a log while it is written, until the run is finished.
-
-    Parameters
-    ----------
-    run : path
-        Its log need not be there yet.
-    tracker : Tracker
-        Finished afterwards, whatever happens.
-    every : float
-        Seconds between two looks.
-    patience : float
-        Seconds without anything new after which the run counts as dead.
-    wait : bool
-        Without it, one look is all.
-
-    Returns
-    -------
-    int
-        How many records were sent. A run that was resumed repeats the steps
-        after its checkpoint; each step is sent once.
-
-    Raises
-    ------
-    TrackerError
-        If there is no log at the end.
+        If there was nothing to send.
     """
     run = Path(run)
     sent, last, heard = 0, 0, time.monotonic()
     try:
         while True:
-            # Looked at first: what was logged before the end is all there.
+            # Asked first, so that no record comes after the last look.
             finished = is_finished(run)
             for record in read_log(run):
                 if record["step"] > last:
@@ -267,7 +152,7 @@ def follow(
                     tracker.log(numbers(record), last)
                     sent, heard = sent + 1, time.monotonic()
             quiet = time.monotonic() - heard
-            if finished or not wait or quiet > patience:
+            if finished or not follow or quiet > patience:
                 break
             time.sleep(every)
     finally:
@@ -278,26 +163,26 @@ def follow(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 2 for what cannot be done."""
+    """Run from the command line; 2 is for what cannot be done."""
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.tracking",
         description="Send a run's log to a tracker.",
     )
     parser.add_argument("run", help="a run folder")
-    parser.add_argument("--to", default="csv", choices=TRACKERS)
+    parser.add_argument("--to", required=True, choices=TRACKERS)
     parser.add_argument("--project", default="minimind", metavar="NAME")
     parser.add_argument(
         "--follow", action="store_true", help="until the run is finished"
     )
     options = parser.parse_args(arguments)
     try:
-        # Before the tracker makes anything of its own.
+        # Before a tracker writes or sends anything of its own.
         if not options.follow and not read_log(options.run):
             raise TrackerError(f"{options.run}: no log of a run is there")
         tracker = open_tracker(
             options.to, options.run, project=options.project
         )
-        sent = follow(options.run, tracker, wait=options.follow)
+        sent = send(options.run, tracker, follow=options.follow)
     except MiniMindError as error:
         print(f"tracking: {error}", file=sys.stderr)
         return 2

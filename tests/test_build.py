@@ -5,7 +5,6 @@ A book of one small notebook is built with the real settings and hooks.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -92,53 +92,61 @@ def test_without_a_network_it_says_what_to_do(shop, monkeypatch):
 # --- what is executed -------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def imports():
-    return execution.Imports(ROOT / "minimind_core")
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package and its caches in place of the real ones."""
+    folder = tmp_path / "minimind_core"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "one.py").write_text('"""A docstring."""\n')
+    (folder / "words.json").write_text("{}")
+    monkeypatch.setattr(execution, "PACKAGE", folder)
+    monkeypatch.setattr(execution, "CACHES", tmp_path / "caches")
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("code", "reached", "beyond"),
-    [
-        ("from minimind_core.book.floats import encode", "floats", "model"),
-        ("from minimind_core.book.viz import show", "viz.text", "exhibits"),
-        ("from minimind_core import answer", "talk", "cli"),
-        ("def f():\n    import minimind_core.talk", "talk", "viz"),
-        ("from minimind_core import exhibits", "exhibits.data", "cli"),
-        ("get_study('dtypes')", "studies.dtypes", "studies.adapters"),
-        ("get_studies('dtypes', preset=x)", "studies.dtypes", "viz"),
-        (
-            "get_studies('dtypes', 'scaling')",
-            "studies.scaling", "studies.adapters",
-        ),
-        (
-            "from minimind_core.book.stages import get_stage",
-            "train",
-            "studies",
-        ),
-    ],
+    "file", ["deep/one.py", "words.json", "new.py", "deep/words.txt"]
 )
-def test_what_a_notebook_depends_on(imports, code, reached, beyond):
-    found = imports.reach(code)
-    assert {"minimind_core", f"minimind_core.{reached}"} <= found
-    assert f"minimind_core.{beyond}" not in found
+def test_each_version_of_the_package_has_a_digest(package, file):
+    """A docstring is part of it, because the pages print it."""
+    before = execution.digest()
+    (package / "deep" / "__pycache__").mkdir()
+    (package / "deep" / "__pycache__" / "one.pyc").touch()
+    assert execution.digest() == before
+    (package / file).write_text('"""Another docstring."""\n')
+    assert execution.digest() != before
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import minimind_core",
-        "get_study(name)",
-        "get_study('a study of tomorrow')",
-        "get_studies('dtypes', 'a study of tomorrow')",
-        "get_studies(*names)",
-        "run(['-m', 'minimind_core', 'chat'])",
-        "'!minimind chat'",
-        "run('minimind chat')",
-    ],
-)
-def test_what_cannot_be_seen_depends_on_everything(imports, code):
-    assert imports.reach(code) == set(imports.files)
+def test_a_file_that_moves_changes_the_digest(package):
+    before = execution.digest()
+    (package / "deep" / "one.py").rename(package / "one.py")
+    assert execution.digest() != before
+
+
+def test_the_versions_of_libraries_are_part_of_the_digest(
+    package, monkeypatch
+):
+    before = execution.digest()
+    monkeypatch.setattr(execution.metadata, "version", lambda name: "9.9")
+    assert execution.digest() != before
+
+
+def test_the_newest_caches_are_kept(package):
+    """The one in use among them, also when it was used before."""
+
+    def use(text):
+        (package / "new.py").write_text(text)
+        config = SimpleNamespace()
+        execution.use_cache(None, config)
+        return Path(config.nb_execution_cache_path)
+
+    first, second, third = (use(text) for text in "123")
+    assert {first, second, third} == set(execution.CACHES.iterdir())
+    for time, folder in enumerate((first, second, third)):
+        os.utime(folder, (time, time))
+    assert use("1") == first
+    fourth = use("4")
+    assert {third, first, fourth} == set(execution.CACHES.iterdir())
 
 
 def test_a_line_that_comes_in_pieces_stays_one_line():
@@ -157,49 +165,6 @@ def test_a_line_that_comes_in_pieces_stays_one_line():
     told = [output.get("text") for output in book.cells[1].outputs]
     assert told == ["0.1 -> park\n", "!", None, "0.6\n"]
     assert "outputs" not in book.cells[0]
-
-
-def test_modules_are_imported_by_name_only_where_this_is_known(imports):
-    """Else a notebook could reach what `Imports` does not see."""
-    dynamic = ("import_module", "__import__", "pkgutil", "runpy")
-    found = {
-        name.removeprefix("minimind_core.")
-        for name, file in imports.files.items()
-        if any(word in file.read_text("utf8") for word in dynamic)
-    }
-    assert found <= {
-        "minimind_core",
-        "exhibits.catalogue",
-        "studies",
-        "tracking",  # trackers, which are no modules of ours
-    }
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda p: p.stem
-)
-def test_what_a_chapter_imports_is_among_what_it_reaches(imports, path):
-    """Against Python itself: the modules that its imports load."""
-    code = execution.code_of(path)
-    lines = [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        and "minimind_core" in ast.unparse(node)
-    ]
-    probe = "\n".join(lines) + (
-        "\nimport sys\nprint(*[name for name in sys.modules "
-        "if name.split('.')[0] == 'minimind_core'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert set(done.stdout.split()) <= imports.reach(code)
 
 
 def notebook(prose: str, code: str) -> str:
@@ -257,16 +222,14 @@ def small_book(tmp_path_factory) -> Path:
     package = book / "minimind_core"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "used.py").write_text("from .deep import answer\n")
     (package / "deep.py").write_text("answer = 42\n")
-    (package / "other.py").write_text("answer = 0\n")
     return book
 
 
 COUNT = """\
 import sys
 sys.path.insert(0, "..")
-from minimind_core.talk import answer
+from minimind_core.deep import answer
 print("ran", file=open("runs.txt", "a"))
 print(answer)"""
 
@@ -302,13 +265,16 @@ def test_only_a_change_of_code_executes_again(small_book):
     assert after("an edit to prose") == 1
     assert "Other prose" in page.read_text()
 
-    package = small_book / "minimind_core"
-    (package / "other.py").write_text("answer = 1\n")
-    assert after("an edit to what it does not use") == 1
-    (package / "deep.py").write_text("answer = 43\n")
-    assert after("an edit to what it uses") == 2
+    source.write_text(notebook("# One\n\nOther prose.", COUNT + "\n1 + 1"))
+    assert after("an edit to a cell") == 2
+    deep = small_book / "minimind_core" / "deep.py"
+    deep.write_text("answer = 43\n")
+    assert after("an edit to the package") == 3
     assert "43" in page.read_text()
-    assert after("no edit") == 2
+    assert after("no edit") == 3
+    deep.write_text("answer = 42\n")
+    assert after("a version that was executed before") == 3
+    assert "42" in page.read_text()
 
 
 def test_a_notebook_that_fails_fails_the_build_and_says_where(small_book):
@@ -325,7 +291,8 @@ def test_a_notebook_that_fails_fails_the_build_and_says_where(small_book):
         log = done.stdout + done.stderr
         assert "ZeroDivisionError" in log and "return x / 0" in log
         assert "book/one" in log
-        assert counter.read_text().count("ran") == times
+        # by us, and by MyST-NB, which tells of it
+        assert counter.read_text().count("ran") == 2 * times
 
 
 def test_two_notebooks_are_executed_at_a_time(small_book):

@@ -259,6 +259,9 @@ def test_doctor(capsys, tmp_path, monkeypatch):
         r"device     cpu: .+",
         r"dtype      float16, gradient scaler on",
         r"because    float16 as asked .*slowly",
+        r"speed      (tiny: float32 \S+ steps/s, bfloat16 \S+ steps/s, "
+        r"measured on 8 rows of 128 tokens|this processor has no bfloat16)",
+        r"threads    \d+: \w+",
         r"  tiny +0\.6M parameters +0\.\d GiB",
         r"  base +63\.9M parameters",
         rf"cache      {re.escape(str(cache))} \(0 MB\)",
@@ -268,6 +271,37 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     (cache / "big").write_bytes(b"x" * 3_000_000)
     assert run("doctor", "--device", "cpu") == 0
     assert "(3 MB)" in capsys.readouterr().out
+
+
+def test_doctor_measures_a_processor_that_has_bfloat16(
+    monkeypatch, tmp_path
+):
+    from minimind_core import calibration
+    from minimind_core.precision import DeviceFacts, StepTimings
+
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    xeon = DeviceFacts("cpu", "Xeon without AMX", True)
+    monkeypatch.setattr(system, "detect_device", lambda device: xeon)
+    slower = StepTimings(0.2, 0.25, "8 rows of 128 tokens")
+    monkeypatch.setattr(
+        calibration, "measure_step", lambda *_, **__: slower
+    )
+    report = system.doctor("cpu")
+    assert report.timings == slower
+    assert report.precision.dtype == "float32"
+    both = "float32 5 steps/s, bfloat16 4 steps/s, measured on 8 rows"
+    assert f"speed      tiny: {both}" in report.text
+    assert both in report.precision.reason
+    # The speeds are of interest even to those who have chosen.
+    assert both in system.doctor("cpu", "bfloat16").text
+    haswell = DeviceFacts("cpu", "Haswell", False)
+    monkeypatch.setattr(system, "detect_device", lambda device: haswell)
+    report = system.doctor("cpu")
+    assert report.timings is None
+    assert "speed      this processor has no bfloat16" in report.text
+    a100 = DeviceFacts("cuda", "A100", True, (8, 0))
+    monkeypatch.setattr(system, "detect_device", lambda device: a100)
+    assert "speed " not in system.doctor("cuda").text
 
 
 def test_doctor_knows_colabs_trap(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from conftest import ROOT
 
-from minimind_core import precision
+from minimind_core import calibration
 from minimind_core.book import colab
-from minimind_core.precision import DeviceFacts
+from minimind_core.precision import DeviceFacts, StepTimings
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def test_where_nothing_is_missing_nothing_is_installed(
     colab.set_up()
     assert calls == []
     said = " ".join(capsys.readouterr().out.split())
-    assert precision.resolve().reason in said
+    assert colab.what_there_is() in said
+    assert calibration.detect_device("auto").name in said
 
 
 def test_only_what_is_missing_is_installed(calls, monkeypatch):
@@ -99,6 +101,9 @@ CPU = DeviceFacts(
     memory_bytes=2**33,
 )  # fmt: skip
 
+XEON = dataclasses.replace(CPU, name="Xeon without AMX", bf16=True)
+SLOW = StepTimings(0.2, 0.25, "8 rows of 128 tokens")
+
 
 @pytest.mark.parametrize(
     ("facts", "on_colab", "expected", "not_said"),
@@ -106,14 +111,16 @@ CPU = DeviceFacts(
         (T4, True, ["'cuda'", "float16, with a ", "Tesla T4"], "no GPU"),
         (CPU, True, ["'cpu'", "float32", "no GPU", "runtime type"], "cuda"),
         (CPU, False, ["'cpu'", "no chapter needs one"], "runtime type"),
+        (XEON, False, ["in float32", "bfloat16 4 steps/s"], "no measurement"),
     ],
 )
 def test_it_says_which_device_and_dtype_there_are(
-    monkeypatch, facts, on_colab, expected, not_said
+    monkeypatch, tmp_path, facts, on_colab, expected, not_said
 ):
     pretend(monkeypatch, on_colab=on_colab)
-    real = precision.resolve
-    monkeypatch.setattr(precision, "resolve", lambda: real(facts=facts))
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "detect_device", lambda _: facts)
+    monkeypatch.setattr(calibration, "measure_step", lambda *_, **__: SLOW)
     said = colab.what_there_is()
     assert all(text in said for text in expected), said
     assert not_said not in said

@@ -9,6 +9,10 @@ import sys
 import pytest
 import torch
 
+pytestmark = pytest.mark.skipif(
+    os.name == "nt", reason="torchrun needs libuv, which Windows lacks"
+)
+
 WORKER = '''
 import json, sys
 import torch

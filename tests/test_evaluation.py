@@ -1,5 +1,6 @@
 """What is measured is what is said: sums, floors, answers, characters."""
 
+import copy
 import functools
 import io
 import json
@@ -8,7 +9,10 @@ import math
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AddedToken
 
+from minimind_core.chat import encode_prompt, stop_token_ids
+from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
 from minimind_core.data import HELD_OUT_EVERY
 from minimind_core.errors import CheckpointError, ConfigError, DataError
@@ -22,6 +26,7 @@ from minimind_core.evaluation import (
     sample_documents,
     sample_texts,
 )
+from minimind_core.generate import generate_tokens
 from minimind_core.loading import load_hf_model, load_model
 from minimind_core.microworld import (
     HELD_OUT_SEED,
@@ -425,10 +430,100 @@ def test_sampled_streams_are_seeded(lively, tok):
     assert said(1) != said(2)
 
 
+def test_a_hugging_face_models_draw_is_seeded(lively, tok, tmp_path):
+    save_model(lively, tok, tmp_path)
+    theirs = load_hf_model(tmp_path).eval()
+
+    def said(seed, **cuts):
+        return "".join(stream_answer(
+            theirs, tok, [user("Hello")], temperature=1.0, seed=seed,
+            max_new_tokens=12, **cuts,
+        ))  # fmt: skip
+
+    torch.manual_seed(5)
+    first = said(1)
+    torch.manual_seed(6)
+    assert said(1) == first
+    assert said(2) != first
+    assert said(2, top_k=1) == said(3, top_k=1) == said(4, min_p=0.999)
+
+
+def test_a_stream_is_cut_as_asked(lively, tok):
+    def said(seed, **cuts):
+        return "".join(stream_answer(
+            lively, tok, [user("Hello")], temperature=2.0, seed=seed,
+            max_new_tokens=12, **cuts,
+        ))  # fmt: skip
+
+    likeliest = answer(lively, tok, [user("Hello")], max_new_tokens=12)
+    assert said(1) != likeliest
+    for seed in range(3):
+        assert said(seed, top_k=1) == likeliest
+        assert said(seed, min_p=0.999) == likeliest
+
+
+def test_an_answer_stops_at_the_templates_end(lively, tok):
+    # As with Llama 3, whose turns end with another token than its texts.
+    messages = [user("Hello")]
+    ids = torch.tensor([encode_prompt(tok, messages)])
+    free = generate_tokens(
+        lively, ids, max_new_tokens=30, temperature=0, eos_token_id=None
+    )[0, ids.size(1) :].tolist()
+    word = next(one for one in free[2:] if free.index(one) >= 2)
+    ending = tok.convert_ids_to_tokens(word)
+    other = copy.deepcopy(tok)
+    other.add_tokens([AddedToken(ending, special=True)])
+    literal = json.dumps(ending, ensure_ascii=False)
+    other.chat_template = tok.chat_template.replace(
+        "'<|im_end|>' }}\n{%- endgen", literal + " }}\n{%- endgen"
+    )
+    assert stop_token_ids(other)[0] == word
+    expected = decode(other, free[: free.index(word)])
+    assert answer(lively, other, messages, max_new_tokens=30) == expected
+    pieces = stream_answer(lively, other, messages, max_new_tokens=30)
+    assert "".join(pieces) == expected
+
+
 def test_a_conversation_too_long(model, tok):
     long = [{"role": "user", "content": "far too long " * 600}]
-    with pytest.raises(DataError, match="begin a new one"):
-        next(stream_answer(model, tok, long))
+    for ask in (stream_answer, answer):
+        with pytest.raises(DataError, match=r"'far too long .*no room"):
+            list(ask(model, tok, long))
+
+
+def test_one_prompt_too_long_leaves_the_others_alone(lively, tok):
+    # Once, it made answers of its whole batch empty. One that nearly fills
+    # the positions must not take the room from the others either.
+    room = lively.config.max_position_embeddings
+    prompts = [conversation(2, i).prompt(0) for i in range(3)]
+    alone = [answer(lively, tok, p, max_new_tokens=8) for p in prompts]
+    words = 1
+    while len(encode_prompt(tok, [user("a b " * (words + 1))])) < room - 1:
+        words += 1
+    nearly = [user("a b " * words)]
+    assert room - 8 < len(encode_prompt(tok, nearly)) < room
+    mixed = [prompts[0], [user("far too long " * 600)], *prompts[1:], nearly]
+    found = answer_prompts(lively, tok, mixed, max_new_tokens=8)
+    assert found[1] is None
+    assert [found[0], *found[2:4]] == alone
+    assert found[4] is not None
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def test_a_question_too_long_counts_as_unanswered(model, tok):
+    class Long:
+        kinds = ("short", "long")
+
+        def prompt(self, turn):
+            return [user("Who? " + "far too long " * 600 * turn)]
+
+        def check(self, turn, said):
+            return True
+
+    assert exact_match(model, tok, [Long()]) == {"short": 1.0, "long": 0.0}
 
 
 def test_a_hugging_face_model_answers_in_one_piece(small_runs, model, tok):
@@ -487,7 +582,7 @@ def test_the_loop_remembers(small_runs, monkeypatch):
         ["third"],
     ]
     assert [m["content"] for m in messages] == ["third", "answer 3"]
-    assert "/reset begins anew" in shown
+    assert "/reset starts a new conversation" in shown
     assert shown.count("> ") == 6
     assert shown.endswith("> ")
 
@@ -502,7 +597,7 @@ def test_the_loop_ends_with_its_input(small_runs):
 def test_the_loop_goes_on_after_too_much(small_runs):
     typed = "word " * 3000 + "\nHello\n"
     messages, shown = talked(small_runs, typed)
-    assert "begin a new one" in shown
+    assert "begin a new conversation" in shown
     assert messages[0]["content"] == "Hello"
     assert len(messages) == 2
 
@@ -512,6 +607,6 @@ def test_what_is_typed_must_be_text(small_runs):
         chat_loop(small_runs / "sft", prompt="\udcff", device="cpu",
                   out=io.StringIO())  # fmt: skip
     broken = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8")
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="not UTF-8"):
         chat_loop(small_runs / "sft", lines=broken, out=io.StringIO(),
                   device="cpu")  # fmt: skip

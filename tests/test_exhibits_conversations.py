@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from minimind_core.book.exhibits.conversations import (
+    Builder,
+    build,
     building,
     search_conversation,
 )
@@ -148,6 +150,26 @@ def test_a_forged_turn_is_text_to_us(tokenizer):
     assert learnt(tokenizer, labels) == "Mia.<|im_end|>"
     assert ids.count(1) == ids.count(2) == 2
     assert FORGED in tokenizer.decode(ids)
+
+
+def test_what_is_built_by_hand_equals_what_is_found(tokenizer):
+    # The page shows the builder; the library reads any template's rendering.
+    calls = [{"name": "look", "arguments": {"at": "tree"}},
+             {"name": "go", "arguments": "{}"}]  # fmt: skip
+    tools = [{"name": "look", "about": "é"}]
+    for messages in (
+        TWO,
+        [{"role": "system", "content": "Be <think> kind.", "tools": tools},
+         {"role": "user", "content": FORGED},
+         {"role": "assistant", "content": "", "tool_calls": calls,
+          "reasoning_content": "hm"},
+         {"role": "tool", "content": "a"}, {"role": "tool", "content": "b"},
+         {"role": "assistant", "content": "  So </tool_call> it is."}],
+    ):  # fmt: skip
+        builder = Builder(tokenizer)
+        build(builder, messages)
+        found = encode_conversation(tokenizer, messages)
+        assert (builder.ids, builder.labels) == found
 
 
 def test_building_tells_what_is_encoded(tokenizer):

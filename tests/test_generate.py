@@ -279,6 +279,29 @@ def test_rows_stop_at_their_end_and_are_padded(model):
     assert one.size(1) == 5 + free[0, 5:].tolist().index(eos) + 1
 
 
+def test_the_models_own_end_is_the_default(model):
+    ids = prompts(6, 5)
+    free = generate_tokens(
+        model, ids, max_new_tokens=30, temperature=0, eos_token_id=None
+    )
+    eos = int(free[0, 12])
+    one = ids[:1]
+    settings = {"max_new_tokens": 30, "temperature": 0}
+    expected = generate_tokens(model, one, eos_token_id=eos, **settings)
+    assert expected.size(1) < free.size(1)
+    found = generate_tokens(model, one, eos_token_id=(95, eos), **settings)
+    assert 95 not in free[0, 5:12]
+    assert torch.equal(expected, found)
+    own = model.config
+    model.config = own.replace(eos_token_id=eos)
+    try:
+        assert torch.equal(expected, generate_tokens(model, one, **settings))
+        streamed = list(stream_tokens(model, one, **settings))
+    finally:
+        model.config = own
+    assert streamed == expected[0, 5:-1].tolist()
+
+
 def test_seeds(model):
     def draw(seed):
         return generate_tokens(

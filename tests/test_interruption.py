@@ -16,6 +16,10 @@ from minimind_core.recipes import pretrain
 from minimind_core.run import is_finished
 from minimind_core.tokenizer import train_tokenizer
 
+pytestmark = pytest.mark.skipif(
+    os.name != "posix", reason="signals as POSIX has them"
+)
+
 SETTINGS = {"steps": 24, "batch_size": 4, "seq_len": 48, "save_every": 6}
 
 # Pretrains in a process of its own; the second argument is code to run

@@ -358,3 +358,28 @@ def test_initial_weights_are_seeded_and_scaled():
     scaled = 0.02 / 6**0.5
     written = mlp.down_proj.weight.std().item()
     assert written == pytest.approx(scaled, rel=0.05)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_gets_more_rows(tied):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = MiniMind(config).eval()
+    ids = torch.randint(40, (2, 7))
+    with torch.no_grad():
+        before = model(ids).logits
+        mean = model.lm_head.weight.mean(0)
+        model.resize_token_embeddings(43)
+        after = model(ids).logits
+    assert model.config.vocab_size == 43 and after.shape == (2, 7, 43)
+    assert torch.allclose(after[..., :40], before, atol=1e-6)
+    assert torch.equal(model.lm_head.weight[42], mean)
+    head = model.lm_head.weight
+    assert (head is model.model.embed_tokens.weight) is tied
+    assert model(ids, labels=ids).loss.requires_grad
+    model.resize_token_embeddings(41)
+    assert model.model.embed_tokens.weight.shape == (41, 16)

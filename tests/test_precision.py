@@ -12,6 +12,7 @@ from minimind_core.precision import (
     DTYPES,
     DeviceFacts,
     Precision,
+    StepTimings,
     detect_device,
     resolve,
 )
@@ -25,6 +26,7 @@ APPLE = DeviceFacts("mps", "Apple GPU", True)
 OLD_APPLE = DeviceFacts("mps", "Apple GPU", False)
 NEW_CPU = DeviceFacts("cpu", "Zen 4", True)
 OLD_CPU = DeviceFacts("cpu", "Haswell", False)
+XEON = DeviceFacts("cpu", "Xeon without AMX", True)
 DEVICES = (
     T4, V100, AMPERE, HOPPER, APPLE, OLD_APPLE, NEW_CPU, OLD_CPU,
 )  # fmt: skip
@@ -49,7 +51,7 @@ def _no_warning_unless_expected():
         (HOPPER, "bfloat16", False),
         (APPLE, "float32", False),
         (OLD_APPLE, "float32", False),
-        (NEW_CPU, "bfloat16", False),
+        (NEW_CPU, "float32", False),  # as long as nothing was measured
         (OLD_CPU, "float32", False),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -60,6 +62,87 @@ def test_auto(facts, dtype, scaler):
     assert found.needs_scaler is scaler
     assert found.torch_dtype is getattr(torch, dtype)
     assert resolve(facts.type, facts=facts) == found
+
+
+# Seconds a step as they were measured: on an Intel Xeon with avx512_bf16
+# and no AMX, and on an AMD Zen 4, which has the same flag.
+@pytest.mark.parametrize(
+    ("facts", "timings", "dtype"),
+    [
+        (XEON, StepTimings(0.228, 0.273), "float32"),
+        (XEON, StepTimings(0.64, 1.0), "float32"),
+        (NEW_CPU, StepTimings(0.273, 0.170), "bfloat16"),
+        (NEW_CPU, StepTimings(1.2, 1.0), "bfloat16"),
+        (NEW_CPU, StepTimings(1.01, 1.0), "float32"),  # within the error
+    ],
+)
+def test_auto_on_a_cpu_is_what_was_measured_to_be_faster(
+    facts, timings, dtype
+):
+    found = resolve("cpu", facts=facts, timings=timings)
+    assert (found.dtype, found.needs_scaler) == (dtype, False)
+    assert found == resolve("auto", facts=facts, timings=timings)
+    slower = "float32 trains faster" in found.reason
+    assert slower is (timings.float32 < timings.bfloat16)
+    assert ("times faster" in found.reason) is (dtype == "bfloat16")
+    # Both figures are in the reason.
+    assert facts.name in found.reason
+    for name in ("float32", "bfloat16"):
+        rate = 1 / getattr(timings, name)
+        assert f"{name} {rate:.3g} steps/s" in found.reason
+    assert ". " not in found.reason and not found.reason.endswith(".")
+
+
+def test_without_a_measurement_auto_on_a_cpu_is_float32_and_says_so():
+    found = resolve("cpu", facts=NEW_CPU)
+    assert found.dtype == "float32"
+    assert "no measurement was made" in found.reason
+    assert "measurement" not in resolve("cpu", facts=OLD_CPU).reason
+
+
+@pytest.mark.parametrize(
+    "facts", [T4, V100, AMPERE, HOPPER, APPLE, OLD_APPLE, OLD_CPU],
+    ids=lambda facts: facts.name,
+)  # fmt: skip
+def test_timings_decide_nothing_elsewhere(facts):
+    for timings in (StepTimings(1.0, 0.1), StepTimings(0.1, 1.0)):
+        assert resolve(facts=facts, timings=timings) == resolve(facts=facts)
+        for dtype in ("float32", "float16"):
+            given = resolve("auto", dtype, facts=facts, timings=timings)
+            assert given == resolve("auto", dtype, facts=facts)
+
+
+def test_timings_do_not_overrule_what_was_asked():
+    slow = StepTimings(0.1, 1.0)
+    found = resolve("cpu", "bfloat16", facts=XEON, timings=slow)
+    assert found.dtype == "bfloat16"
+    fast = StepTimings(1.0, 0.1)
+    found = resolve("cpu", "float32", facts=XEON, timings=fast)
+    assert found.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_recorded_dtype_is_taken_as_it_is(dtype):
+    """What resuming and the other processes of a run do."""
+    found = resolve(
+        "cpu", dtype, facts=XEON, origin="as recorded by the run"
+    )
+    assert found.dtype == dtype
+    assert f"{dtype} as recorded by the run" in found.reason
+    asked = resolve("cpu", dtype, facts=XEON)
+    assert found.needs_scaler == asked.needs_scaler
+    assert "as asked" in asked.reason
+
+
+def test_timings_in_words():
+    found = StepTimings(0.25, 0.5, "8 rows of 128 tokens")
+    assert str(found) == (
+        "float32 4 steps/s, bfloat16 2 steps/s, measured on 8 rows of "
+        "128 tokens"
+    )
+    assert (found.speedup, found.fastest) == (0.5, "float32")
+    assert "0.05 steps/s" in str(StepTimings(20.0, 1.0))
+    assert "2,000 steps/s" in str(StepTimings(0.0005, 1.0))
 
 
 @pytest.mark.parametrize("facts", DEVICES, ids=lambda facts: facts.name)
@@ -240,8 +323,12 @@ def test_a_cpu(monkeypatch, flags, bf16):
     found = detect_device("cpu")
     assert (found.type, found.bf16, found.capability) == ("cpu", bf16, None)
     assert found.name
-    expected = "bfloat16" if bf16 else "float32"
-    assert resolve("cpu").dtype == expected
+    # Whatever the flags say, nobody has measured it.
+    assert resolve("cpu").dtype == "float32"
+    if bf16:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert resolve("cpu", "bfloat16").dtype == "bfloat16"
 
 
 def test_the_processor_is_asked_with_and_without_torchs_help(
@@ -275,9 +362,7 @@ def test_the_processor_is_asked_with_and_without_torchs_help(
 def test_this_machine():
     found = detect_device("cpu")
     assert found.memory_bytes is None or found.memory_bytes > GIB / 4
-    assert resolve("cpu").dtype == (
-        "bfloat16" if found.bf16 else "float32"
-    )
+    assert resolve("cpu").dtype == "float32"
 
 
 # --- what it does ---

@@ -12,7 +12,7 @@ import pytest
 import minimind_core
 from minimind_core import config
 from minimind_core.book import stages
-from minimind_core.book.stages import STAGES, cache_folder, get_stage
+from minimind_core.book.stages import STAGES, get_stage
 from minimind_core.errors import ConfigError
 from minimind_core.run import is_finished
 
@@ -52,15 +52,6 @@ def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
     table = "microworld/english.json"
     assert changed(table, '"mia": "Mia",', '"mia": "Mina",') != before
     assert changed(table, '"mia": "Mia",', '"mia":   "Mia",') == before
-
-
-def test_the_cache_is_where_it_is_asked_to_be(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("MINIMIND_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    if sys.platform == "linux":
-        assert cache_folder() == tmp_path / "xdg" / "minimind_core"
 
 
 def test_an_unknown_stage_names_the_known_ones():

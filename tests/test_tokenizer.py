@@ -5,7 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from minimind_core.data import tokenizer_texts
 from minimind_core.errors import (
@@ -19,12 +20,14 @@ from minimind_core.tokenizer import (
     MARKERS,
     SMALLEST,
     SPECIAL_TOKENS,
+    control_tokens,
     decode,
     encode_document,
     encode_documents,
     encode_text,
     load_tokenizer,
     save_tokenizer,
+    special_ids,
     tokenizer_digest,
     train_tokenizer,
 )
@@ -126,7 +129,10 @@ def test_upstreams_file_format_is_read(tmp_path):
 
     prompt = encode_prompt(loaded, [{"role": "user", "content": "Hi"}])
     assert loaded.decode(prompt).endswith("<think>\n\n</think>\n\n")
-    assert not set(encode_text(loaded, "<|buffer3|>")) & {size + 3}
+    # Its template does not write this one, so it is a word like others.
+    assert encode_text(loaded, "<|buffer3|>") == [size + 3]
+    assert "<|buffer3|>" not in control_tokens(loaded)
+    assert len(encode_text(loaded, "<think><|im_end|>")) > 10
 
 
 def test_damaged_or_foreign_files_are_told(tmp_path):
@@ -138,8 +144,79 @@ def test_damaged_or_foreign_files_are_told(tmp_path):
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load_tokenizer(tmp_path)
-    path.write_text(whole.replace("<|im_end|>", "<|done|>"))
+    path.write_text(whole)
     config = tmp_path / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("<|im_end|>", "<|done|>"))
-    with pytest.raises(CheckpointError, match="ids 0, 1, 2"):
+    named = json.loads(config.read_text())
+    del named["eos_token"]
+    config.write_text(json.dumps(named))
+    with pytest.raises(CheckpointError, match="names no eos_token"):
         load_tokenizer(tmp_path)
+
+
+def other_ids():
+    """Special tokens with other names, at the end of the vocabulary."""
+    backend = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    return made
+
+
+def test_special_tokens_may_have_other_names_and_ids(tmp_path):
+    made = other_ids()
+    save_tokenizer(made, tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    end = loaded.eos_token_id
+    assert end == len(TOKENIZER)
+    assert special_ids(loaded) == (end, end, end)
+    ids = encode_document(loaded, "One day")
+    assert ids[0] == ids[-1] == end
+    assert decode(loaded, ids) == "One day"
+    # 0, 1 and 2 are text there like any other.
+    assert decode(loaded, [1, *encode_text(loaded, "day")]) != "day"
+    loaded.bos_token, loaded.pad_token = "<think>", "</think>"
+    assert special_ids(loaded) == (7, end, 8)
+    loaded.eos_token = None
+    with pytest.raises(DataError, match="names no eos_token"):
+        special_ids(loaded)
+
+
+def test_our_template_is_given_only_where_its_tokens_are(tmp_path):
+    made = other_ids()
+    save_tokenizer(made, tmp_path / "ours")
+    assert load_tokenizer(tmp_path / "ours").chat_template == CHAT_TEMPLATE
+    parts = json.loads(made.backend_tokenizer.to_str())
+    parts["added_tokens"] = []
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
+        eos_token="</s>",
+    )  # fmt: skip
+    save_tokenizer(bare, tmp_path / "bare")
+    assert load_tokenizer(tmp_path / "bare").chat_template is None
+
+
+def test_words_added_later_are_noticed():
+    tokenizer = make()
+    before = encode_text(tokenizer, "Kyoto day")
+    tokenizer.add_tokens(["Kyoto"])
+    ids = encode_text(tokenizer, "Kyoto day")
+    assert ids == tokenizer("Kyoto day").input_ids != before
+    kyoto = tokenizer.convert_tokens_to_ids("Kyoto")
+    assert kyoto in encode_document(tokenizer, "in Kyoto")
+    assert decode(tokenizer, ids) == "Kyoto day"
+    # One that the merges have already leaves the vocabulary's size as it is.
+    word = tokenizer.convert_ids_to_tokens(encode_text(tokenizer, "day")[0])
+    size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(word, special=True)])
+    assert len(tokenizer) == size
+    assert word in control_tokens(tokenizer)
+    # Which of them are control tokens can also be listed.
+    tokenizer.chat_control_tokens = ["Kyoto"]
+    assert kyoto not in encode_text(tokenizer, "Kyoto")
+
+
+def test_the_chat_template_says_which_tokens_are_control():
+    tokenizer = make()
+    tokenizer.add_tokens(["Kyoto", "for", "<|note|>"])
+    assert not {"Kyoto", "for"} & set(control_tokens(tokenizer))
+    tokenizer.chat_template += "{{ '<|note|>' }}"
+    assert "<|note|>" in control_tokens(tokenizer)
+    assert "for" not in control_tokens(tokenizer)

@@ -1,19 +1,20 @@
 """A log reaches a tracker: all of it, once, and without the training loop."""
 
-import csv
 import json
+import re
 import sys
 import threading
 import time
 import types
 
+import accelerate.tracking  # noqa: F401  (before what it imports is faked)
 import pytest
 
 from minimind_core import tracking
 from minimind_core.checkpoint import LOG_FILE, RUN_FILE
 from minimind_core.tracking import (
+    TRACKERS,
     TrackerError,
-    follow,
     main,
     numbers,
     open_tracker,
@@ -93,7 +94,7 @@ def test_a_resumed_run_is_followed_and_each_step_sent_once(tmp_path):
     done = []
     watcher = threading.Thread(
         target=lambda: done.append(
-            follow(run, heard, every=0.01, patience=20)
+            send(run, heard, follow=True, every=0.01, patience=20)
         )
     )
     watcher.start()
@@ -120,7 +121,7 @@ def test_a_resumed_run_is_followed_and_each_step_sent_once(tmp_path):
 
 def test_a_dead_run_is_given_up(run):
     heard = Heard()
-    assert follow(run, heard, every=0.01, patience=0.05) == 2
+    assert send(run, heard, follow=True, every=0.01, patience=0.05) == 2
     assert heard.finished == 1
 
 
@@ -136,16 +137,7 @@ def test_a_tracker_that_fails_is_still_finished(run):
     assert heard.finished == 1
 
 
-# --- the receivers ---------------------------------------------------------
-
-
-def test_a_table_has_every_column_and_row(run):
-    send(run, open_tracker("csv", run))
-    with (run / tracking.CSV_FILE).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["1", "2"]
-    assert [row["validation_loss"] for row in rows] == ["", "5.6"]
-    assert not list(run.glob(".*"))  # nothing half written is left
+# --- accelerate's trackers, with none of their packages installed ----------
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -185,43 +177,62 @@ def test_tensorboard_gets_one_point_for_each_number(run, monkeypatch):
         def add_scalar(self, tag, scalar_value, global_step):
             points.append((tag, scalar_value, global_step))
 
+        def flush(self):
+            pass
+
         def close(self):
             points.append("close")
 
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("t"))
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard",
         types.SimpleNamespace(SummaryWriter=SummaryWriter),
     )  # fmt: skip
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)
     send(run, open_tracker("tensorboard", run))
-    assert points[0] == str(run / tracking.BOARD)
+    assert points[0] == str(run / "tensorboard")
     assert ("loss", 5.5, 2) in points and points[-1] == "close"
     assert len(points) == 2 + 3 + 3
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+@pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_that_is_not_there_says_what_to_install(
     run, monkeypatch, name
 ):
-    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    for module in (name, "torch.utils.tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)
     with pytest.raises(TrackerError, match=f"pip install {name}"):
         open_tracker(name, run)
 
 
 def test_an_unknown_tracker_is_named_with_those_there_are(run):
-    with pytest.raises(TrackerError, match=r"'paper'.*csv, tensorboard"):
+    with pytest.raises(TrackerError, match=r"'paper'.*tensorboard, wandb"):
         open_tracker("paper", run)
 
 
 def test_the_command_line(run, monkeypatch, capsys):
-    assert main([str(run)]) == 0
+    heard = Heard()
+    monkeypatch.setattr(tracking, "open_tracker", lambda *_, **__: heard)
+    assert main([str(run), "--to", "wandb"]) == 0
     assert "sent 2 records" in capsys.readouterr().out
+    assert heard.steps == [1, 2]
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main([str(run), "--to", "wandb"]) == 2
     assert "pip install wandb" in capsys.readouterr().err
-    assert main([str(run / "nowhere")]) == 2
+    assert main([str(run / "nowhere"), "--to", "wandb"]) == 2
     assert "no log" in capsys.readouterr().err
     assert not (run / "nowhere").exists()
+
+
+def test_a_log_is_a_table_for_pandas(run):
+    """As the module's docstring says, without a tracker."""
+    pandas = pytest.importorskip("pandas")
+    line = re.search(r"pandas\.read_json\(.*\)", tracking.__doc__)[0]
+    line = line.replace("runs/pretrain", run.as_posix())
+    table = eval(line, {"pandas": pandas})
+    assert table["step"].tolist() == [1, 2]
+    assert table["validation_loss"].isna().tolist() == [True, False]
 
 
 def test_the_training_loop_knows_no_tracker(root):

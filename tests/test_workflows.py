@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import tomllib
 
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text("utf8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
 
+# What needs a shell as POSIX has it; on Windows there is none for make.
+makes = pytest.mark.skipif(
+    shutil.which("make") is None or os.name != "posix",
+    reason="there is no make, or no shell for it",
+)
+
 # What is not a target: the way into a machine, not what is done there.
 SET_UP = re.compile(r"sudo rm -rf( /\S+)+")
+# What stands for `make test` where there is no make.
+INSTALL = (
+    'python -m pip install -c constraints.txt -e ".[book,test,data]"'
+)
+UNIT_TESTS = 'python -m pytest -n 2 --dist loadscope -m "not packaging" tests'
 # Actions that check out, set up, keep and publish.
 ACTIONS = {
     "actions/cache", "actions/cache/restore", "actions/checkout",
@@ -43,7 +58,7 @@ def test_a_workflow_calls_targets_that_exist(path):
             assert name in ACTIONS and re.fullmatch(r"v\d+", version)
             continue
         line = step["run"].strip()
-        if SET_UP.fullmatch(line):
+        if SET_UP.fullmatch(line) or line in (INSTALL, UNIT_TESTS):
             continue
         if line == ".ci/run":
             script = (ROOT / line).read_text("utf8")
@@ -70,6 +85,41 @@ def test_what_there_is_a_workflow_for():
     assert versions == {"3.11", "3.12", "3.13"}
 
 
+def test_macos_and_windows_are_tested_without_make():
+    path = ROOT / ".github" / "workflows" / "test.yml"
+    (job,) = (job for job in jobs(path) if "os" in matrix(job))
+    assert job["runs-on"] == "${{ matrix.os }}"
+    assert set(matrix(job)["os"]) == {"macos-latest", "windows-latest"}
+    versions = matrix(job)["python-version"]
+    assert {"3.11", "3.13"} <= set(versions)  # as texts: 3.10 is no 3.1
+    run = [step["run"] for step in job["steps"] if "run" in step]
+    assert run == [INSTALL, UNIT_TESTS]
+    assert job["env"]["CI"] == "false"  # what is skipped there is no error
+    extras = set(re.search(r"\[(.*)\]", INSTALL)[1].split(","))
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
+    assert extras <= set(found["project"]["optional-dependencies"])
+    made = MAKEFILE[MAKEFILE.index("pip install") :].partition("@touch")[0]
+    assert INSTALL.split('"')[1] in made  # the same as make installs
+
+
+def matrix(job):
+    return job.get("strategy", {}).get("matrix", {})
+
+
+def test_what_linux_alone_has_is_pinned_for_linux_alone():
+    """Else pip could not install with these versions on the others."""
+    for line in (ROOT / "constraints.txt").read_text("utf8").splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        assert len(pin.specifier) == 1, line
+        if re.match(r"nvidia-|cuda-|triton|uvloop", pin.name):
+            for system in ("darwin", "win32"):
+                on = {"sys_platform": system, "platform_machine": "x86_64"}
+                assert not pin.marker.evaluate(on), line
+
+
+@makes
 def test_the_build_is_strict():
     """Warnings are errors, and references that lead nowhere are warnings."""
     dry = subprocess.run(
@@ -82,6 +132,7 @@ def test_the_build_is_strict():
     assert re.search(r"jupyter-book build \. -W --keep-going -n$", dry, re.M)
 
 
+@makes
 def test_each_target_is_told_of():
     """All but the two that others are made of."""
     told = subprocess.run(

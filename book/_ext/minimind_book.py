@@ -1,7 +1,7 @@
 """The few things the book asks of Sphinx beyond its settings.
 
-1. Notebooks are executed again when code changes that they depend on, two
-   at a time; an edit to prose executes nothing (`execution.py`).
+1. Notebooks are executed again when one of their cells or the package has
+   changed, two at a time; an edit to prose executes nothing (`execution.py`).
 2. Widgets, mathematics and icons come from files beside the pages; no page
    asks another host for anything.
 3. As long as nobody has said where the repository lives, the pages carry no
@@ -206,6 +206,7 @@ def changes(app: Sphinx, page: str) -> list[tuple[str, str, str]]:
         cwd=path.parent,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     lines = done.stdout.splitlines() if done.returncode == 0 else []

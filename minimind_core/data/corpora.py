@@ -1,4 +1,4 @@
-"""Published data sets, read as a stream and kept as files of our own.
+"""Records of a published data set, checked and kept in a file of your own.
 
     python -m minimind_core.data.corpora roneneldan/TinyStories \\
         --records 100000 --out tinystories.jsonl
@@ -7,9 +7,10 @@
     python -m minimind_core.data.corpora jingyaogong/minimind_dataset \\
         --file sft_t2t_mini.jsonl --kind conversations --out sft.jsonl
 
-A stream brings only the records that are asked for. They are checked as the
-trainers check them and written as ``.jsonl``, from which a run can be
-resumed to the bit and repeated without a network.
+This is `datasets.load_dataset` with streaming, which downloads only the
+records that are asked for. They are checked as the trainers check them and
+written as ``.jsonl``, so that a run can be resumed to the bit, and repeated
+without a network.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Any
 
 from minimind_core.data.records import parse_record
 from minimind_core.errors import DataError, MiniMindError
-from minimind_core.files import require_new, writing
+from minimind_core.files import atomic_file, require_new
 
 KINDS = ("text", "conversations")
 MESSAGE_FIELDS = (
     "role", "content", "reasoning_content", "tools", "tool_calls",
 )  # fmt: skip
-"""Of MiniMind's conversations; each a text, or not there."""
+"""The fields of a message in MiniMind's data; each is a text, or missing."""
 
 
 def stream_records(
@@ -40,17 +41,17 @@ def stream_records(
     file: str | None = None,
     split: str = "train",
 ) -> Iterator[Mapping[str, Any]]:
-    """The records of a data set, one by one, as they arrive.
+    """Read the records of a data set one by one, as they arrive.
 
     Parameters
     ----------
     name : str
         A data set of the Hugging Face hub, or the path of a ``.jsonl``.
     kind : {"text", "conversations"}
-        With conversations the fields of a message are declared, as in
-        MiniMind's own reader (dataset/lm_dataset.py, line 63, commit
-        d65ef2c): left to guess, `datasets` takes them from the first
-        block of a file and fails in a later one that has more.
+        For conversations the fields of a message are declared, as in
+        MiniMind's own code (dataset/lm_dataset.py, line 63, commit d65ef2c).
+        Otherwise `datasets` infers them from the first block of a file, and
+        fails in a later block that has more.
     file : str, optional
         One file of a data set that has several.
     split : str
@@ -67,26 +68,25 @@ def stream_records(
             "reading published data needs the package datasets: "
             "pip install datasets"
         ) from error
-    options: dict[str, Any] = {"split": split, "streaming": True}
-    if Path(name).is_file():
-        name, options["data_files"] = "json", str(name)
-    elif file is not None:
-        options["data_files"] = file
+    features = None
     if kind == "conversations":
         message = {field: Value("string") for field in MESSAGE_FIELDS}
-        options["features"] = Features({kind: [message]})
+        features = Features({kind: [message]})
+    source, advice = name, (
+        ". Without access to the hub, set HF_ENDPOINT to a mirror before "
+        "Python starts, or download the file elsewhere and give its path"
+    )  # fmt: skip
+    if Path(name).is_file():
+        source, file, advice = "json", name, ""
     try:
-        yield from load_dataset(name, **options)
+        yield from load_dataset(
+            source, data_files=file, split=split, features=features,
+            streaming=True,
+        )  # fmt: skip
     except Exception as error:
         # The hub's client and the readers raise errors of many families.
-        local = name == "json"
-        advice = (
-            "" if local else ". Without a way to the hub, set HF_ENDPOINT to "
-            "a mirror before Python starts, or download the file elsewhere "
-            "and give its path"
-        )  # fmt: skip
         raise DataError(
-            f"{options['data_files'] if local else name}: cannot be read "
+            f"{name}: cannot be read "
             f"({type(error).__name__}: {error}){advice}"
         ) from error
 
@@ -98,14 +98,14 @@ def save_records(
     kind: str = "text",
     limit: int | None = None,
 ) -> int:
-    """Write records as a ``.jsonl`` that the trainers take.
+    """Write records as a ``.jsonl`` file that the trainers accept.
 
     Parameters
     ----------
     records : iterable of mapping
         Read no further than needed.
     out : path
-        The new file; it appears whole or not at all.
+        The new file; it appears complete or not at all.
     kind : {"text", "conversations"}
     limit : int, optional
         How many to take.
@@ -118,7 +118,8 @@ def save_records(
     Raises
     ------
     DataError
-        For a record of another kind, named by its number, or none at all.
+        If a record is of another kind (the error gives its number), or if
+        there is none.
     OutputError
         If `out` exists or cannot be written.
     """
@@ -126,27 +127,22 @@ def save_records(
         raise DataError(f"unknown kind {kind!r}; there is {', '.join(KINDS)}")
     out = Path(out)
     require_new(out)
-    partial = out.with_name(f".{out.name}.partial")
     count = 0
-    try:
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                for record in itertools.islice(records, limit):
-                    line = json.dumps(_trimmed(record), ensure_ascii=False)
-                    count += 1
-                    parse_record(line.encode(), kind, f"record {count}")
-                    file.write(line + "\n")
-            if not count:
-                raise DataError(f"{out}: there was no record to write")
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(out) as partial:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for record in itertools.islice(records, limit):
+                line = json.dumps(_trimmed(record), ensure_ascii=False)
+                count += 1
+                parse_record(line.encode(), kind, f"record {count}")
+                file.write(line + "\n")
+        if not count:
+            raise DataError(f"{out}: there was no record to write")
     return count
 
 
 def _trimmed(value: Any) -> Any:
-    """Without the empty fields that a table of records fills in."""
+    """Leave out the empty fields that `datasets` has filled in."""
     if isinstance(value, Mapping):
         return {k: _trimmed(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
@@ -155,7 +151,7 @@ def _trimmed(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 2 for what cannot be done."""
+    """Run from the command line; 2 is for what cannot be done."""
     parser = argparse.ArgumentParser(
         prog="python -m minimind_core.data.corpora",
         description="Keep a part of a published data set as .jsonl.",

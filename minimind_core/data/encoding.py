@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minimind_core.chat import NoSupervisedTokens, encode_conversation
+from minimind_core.chat import encode_conversations
 from minimind_core.data.records import Messages
 from minimind_core.tokenizer import encode_documents
 
@@ -44,16 +44,7 @@ def conversation_encoder(
     """Conversations to ids, with labels on what the assistant says."""
 
     def encode(batch: list[Messages]) -> list[Encoded | None]:
-        rows: list[Encoded | None] = []
-        for messages in batch:
-            try:
-                found = encode_conversation(
-                    tokenizer, messages, max_length=seq_len
-                )
-            except NoSupervisedTokens:
-                rows.append(None)
-            else:
-                rows.append(Encoded(found.input_ids, found.labels))
-        return rows
+        found = encode_conversations(tokenizer, batch, max_length=seq_len)
+        return [one and Encoded(one.input_ids, one.labels) for one in found]
 
     return encode

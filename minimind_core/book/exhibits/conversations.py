@@ -5,14 +5,20 @@
 
 The road most scripts take: the template makes a text of the conversation,
 the tokenizer makes ids of the text, and then somebody looks for the places
-where the assistant speaks. Also here: `building`, the steps of the package's
-own way, for comparison.
+where the assistant speaks.
+
+Also here, for comparison: `Builder` and `build`, which lay out a conversation
+in our own template by hand and make ids and labels together. A test holds
+that they give what `chat.encode_conversation` finds in the rendering of a
+template.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +33,13 @@ from minimind_core.book.exhibits.catalogue import (
 from minimind_core.chat import (
     Message,
     NoSupervisedTokens,
-    _build,
-    _Builder,
     encode_conversation,
     encode_prompt,
+    normalise,
 )
 from minimind_core.data import Encoded
 from minimind_core.model import IGNORE_INDEX
+from minimind_core.tokenizer import plain_backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,8 +94,165 @@ def _find(ids: list[int], pattern: list[int], start: int) -> int:
     return len(ids)
 
 
+# --- built by hand ------------------------------------------------------
+
+
+class Builder:
+    """Ids and labels of one conversation, built together by hand.
+
+    Text between two special tokens is encoded in one go, as a template's
+    output would be, and its labels follow from where in it the assistant
+    begins to speak.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.backend = plain_backend(tokenizer)
+        self.special = tokenizer.get_added_vocab()
+        longest = sorted(self.special, key=len, reverse=True)
+        either = "|".join(map(re.escape, longest))
+        self.pattern = re.compile(f"({either})")
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.pending: list[tuple[str, bool]] = []
+
+    def control(self, token: str, supervised: bool = False) -> None:
+        """One special token."""
+        self.flush()
+        self.ids.append(self.special[token])
+        self.labels.append(self.ids[-1] if supervised else IGNORE_INDEX)
+
+    def template(self, text: str, supervised: bool = False) -> None:
+        """Text of the template itself."""
+        self.pending.append((text, supervised))
+
+    def given(self, text: str, supervised: bool = False) -> None:
+        """Text somebody wrote: markers in it are text, on their own."""
+        for place, piece in enumerate(self.pattern.split(text)):
+            if place % 2:
+                self.flush()
+                self.pending.append((piece, supervised))
+                self.flush()
+            elif piece:
+                self.pending.append((piece, supervised))
+
+    def flush(self) -> None:
+        """Encode what has gathered."""
+        text = "".join(piece for piece, _ in self.pending)
+        if not text:
+            self.pending.clear()
+            return
+        supervised = [flag for piece, flag in self.pending for _ in piece]
+        self.pending.clear()
+        found = self.backend.encode(text)
+        self.ids += found.ids
+        # A token that begins before the answer does is not the answer's.
+        starts = [start for start, _ in found.offsets]
+        self.labels += [
+            token if supervised[start] else IGNORE_INDEX
+            for token, start in zip(found.ids, starts, strict=True)
+        ]
+
+
+def build(
+    builder: Builder, messages: Sequence[Message]
+) -> None:
+    """Lay out a conversation in our own template.
+
+    Parameters
+    ----------
+    builder : Builder
+        Receives the pieces.
+    messages : sequence of dict
+    """
+    plain, tools = normalise(messages)
+    if tools:
+        _offer(builder, plain, tools)
+        if plain[0]["role"] == "system":
+            plain = plain[1:]
+    for place, message in enumerate(plain):
+        role, says = message["role"], message["role"] == "assistant"
+        if role == "tool":
+            _tool_result(builder, plain, place)
+            continue
+        builder.control("<|im_start|>")
+        builder.template(role + "\n")
+        if says and message.get("reasoning_content"):
+            builder.control("<think>", True)
+            builder.template("\n", True)
+            builder.given(message["reasoning_content"], True)
+            builder.template("\n", True)
+            builder.control("</think>", True)
+            builder.template("\n\n", True)
+        builder.given(message["content"], says)
+        for number, call in enumerate(message.get("tool_calls", [])):
+            _tool_call(builder, call, bool(message["content"] or number))
+        builder.control("<|im_end|>", says)
+        builder.template("\n")
+    builder.flush()
+
+
+def _offer(
+    builder: Builder, messages: Sequence[Message], tools: list[Any]
+) -> None:
+    builder.control("<|im_start|>")
+    builder.template("system\n")
+    if messages[0]["role"] == "system":
+        builder.given(messages[0]["content"])
+        builder.template("\n\n")
+    builder.template("# Tools\n")
+    for tool in tools:
+        builder.template("\n")
+        builder.given(_json(tool))
+    builder.template("\n\nTo use one, answer with\n")
+    builder.control("<tool_call>")
+    builder.template('\n{"name": ..., "arguments": ...}\n')
+    builder.control("</tool_call>")
+    builder.control("<|im_end|>")
+    builder.template("\n")
+
+
+def _tool_call(builder: Builder, call: Message, apart: bool) -> None:
+    call = call["function"]
+    if apart:
+        builder.template("\n", True)
+    builder.control("<tool_call>", True)
+    builder.template('\n{"name": "', True)
+    builder.given(call["name"], True)
+    builder.template('", "arguments": ', True)
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, str):
+        arguments = _json(arguments)
+    builder.given(arguments, True)
+    builder.template("}\n", True)
+    builder.control("</tool_call>", True)
+
+
+def _tool_result(
+    builder: Builder, messages: Sequence[Message], place: int
+) -> None:
+    """Results of tools are said by the user; neighbours share a turn."""
+    if place == 0 or messages[place - 1]["role"] != "tool":
+        builder.control("<|im_start|>")
+        builder.template("user")
+    builder.template("\n")
+    builder.control("<tool_response>")
+    builder.template("\n")
+    builder.given(messages[place]["content"])
+    builder.template("\n")
+    builder.control("</tool_response>")
+    last = place + 1 == len(messages)
+    if last or messages[place + 1]["role"] != "tool":
+        builder.control("<|im_end|>")
+        builder.template("\n")
+
+
+def _json(value: Any) -> str:
+    """As the template's ``tojson`` writes it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 class Segment(NamedTuple):
-    """A piece of a conversation, as the package adds it.
+    """A piece of a conversation, as the builder adds it.
 
     Attributes
     ----------
@@ -104,30 +267,30 @@ class Segment(NamedTuple):
     learnt: bool
 
 
-class _Recorder(_Builder):
-    """The package's builder, remembering what it was told."""
+class _Recorder(Builder):
+    """The builder, remembering what it was told."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(tokenizer)
         self.segments: list[Segment] = []
 
-    def control(self, token: str, learnt: bool = False) -> None:
-        self.segments.append(Segment("token", token, learnt))
-        super().control(token, learnt)
+    def control(self, token: str, supervised: bool = False) -> None:
+        self.segments.append(Segment("token", token, supervised))
+        super().control(token, supervised)
 
-    def template(self, text: str, learnt: bool = False) -> None:
-        self.segments.append(Segment("template", text, learnt))
-        super().template(text, learnt)
+    def template(self, text: str, supervised: bool = False) -> None:
+        self.segments.append(Segment("template", text, supervised))
+        super().template(text, supervised)
 
-    def given(self, text: str, learnt: bool = False) -> None:
-        self.segments.append(Segment("given", text, learnt))
-        super().given(text, learnt)
+    def given(self, text: str, supervised: bool = False) -> None:
+        self.segments.append(Segment("given", text, supervised))
+        super().given(text, supervised)
 
 
 def building(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
 ) -> list[Segment]:
-    """The steps in which the package builds ids and labels.
+    """The steps in which a conversation is built by hand.
 
     Parameters
     ----------
@@ -139,7 +302,7 @@ def building(
     list of Segment
     """
     recorder = _Recorder(tokenizer)
-    _build(recorder, messages)
+    build(recorder, messages)
     return recorder.segments
 
 

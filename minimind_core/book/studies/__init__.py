@@ -27,12 +27,8 @@ from typing import Any
 
 import torch
 
-from minimind_core.book.stages import (
-    cache_folder,
-    code_digest,
-    digest,
-    locked,
-)
+from minimind_core.book.stages import code_digest, digest, locked
+from minimind_core.cache import cache_folder
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json, write_json
 

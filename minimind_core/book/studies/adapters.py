@@ -18,13 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
 
-from minimind_core.book.stages import (
-    cache_folder,
-    code_digest,
-    digest,
-    get_stage,
-    locked,
-)
+from minimind_core.book.stages import code_digest, digest, get_stage, locked
+from minimind_core.cache import cache_folder
 from minimind_core.config import TrainConfig, get_preset
 from minimind_core.data import (
     Mixture,
