@@ -50,7 +50,7 @@ def bilingual(tmp_path_factory):
         *tokenizer_texts("microworld:zh", count=400),
         *(chr(n) * 3 for n in range(0x1F600, 0x1F640)),
         # Merges across the edges of a marker, where one might be missed.
-        *["(<think>) (<think>) <|im_end|>. 你。<|im_end|>." for _ in range(99)],
+        *["(<think>) (<think>) <|im_end|>. 你。<|im_end|>."] * 99,
     ]
     return train_tokenizer(texts, 1400, out=folder), folder
 
@@ -599,6 +599,9 @@ return [
   why({ ...config, num_hidden_layers: 9 }, file),
   why({ ...config, vocab_size: undefined }, file),
   why({ ...config, model_type: "llama" }, file),
+  why({ ...config, attention_bias: true }, file),
+  why({ ...config, num_key_value_heads: 3 }, file),
+  why({ ...config, num_hidden_layers: 1 }, file),
   why({ ...config, rope_parameters: { rope_type: "yarn" } }, file),
   why(config, file.slice(0, 5)), why(config, file.slice(0, 5000)),
   why(config, file.slice(0, file.byteLength - 9)),
@@ -612,8 +615,9 @@ return [
     )
     for message, part in zip(messages, (
         "opened", "has the shape (500, 128), but", "layers.2.", "vocab_size",
-        "llama", "rotary", "no safetensors", "cut short", "cut short",
-        "header", "I64", "501 tokens, the model only 500",
+        "model_type is llama", "attention_bias", "multiple of",
+        "no place for model.layers.1.", "rotary", "no safetensors",
+        "cut short", "cut short", "header", "I64", "501 tokens, the model only 500",
     ), strict=True):  # fmt: skip
         assert part in message
 

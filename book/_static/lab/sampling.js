@@ -27,8 +27,8 @@ export class Random {
 
   /** A number in [0, 1). */
   next() {
-    const state = this.state;
-    const [a, b, c, counter] = state;
+    const { state } = this;
+    const a = state[0], b = state[1], c = state[2], counter = state[3];
     const sum = (a + b + counter) >>> 0;
     state[0] = b ^ (b >>> 9);
     state[1] = c + (c << 3);

@@ -31,6 +31,8 @@ export class Weights {
   /** @param {Tensors} tensors */
   constructor(tensors) {
     this.tensors = tensors;
+    /** @type {Set<string>} */
+    this.used = new Set();
   }
 
   /**
@@ -39,6 +41,7 @@ export class Weights {
    */
   get(name, shape) {
     const tensor = this.tensors[`${name}.weight`];
+    this.used.add(`${name}.weight`);
     if (tensor === undefined) throw new ModelError(`${name} is missing`);
     if (String(tensor.shape) !== String(shape)) {
       throw new ModelError(
@@ -72,6 +75,12 @@ const BYTES = /** @type {Record<string, number>} */ (
   { F32: 4, F16: 2, BF16: 2 }
 );
 const LARGEST = 100e6;
+
+// What a configuration must say, if it says anything.
+const PLAIN = /** @type {Record<string, any>} */ ({
+  model_type: "qwen3", hidden_act: "silu", attention_bias: false,
+  use_sliding_window: false,
+});
 
 /**
  * @param {ArrayBuffer} buffer The content of a safetensors file.
@@ -183,9 +192,18 @@ export function readConfig(config) {
   if (![undefined, "default"].includes(rope.rope_type ?? rope.type)) {
     throw new ModelError("config.json: only plain rotary positions are known");
   }
-  if (config.model_type !== undefined && config.model_type !== "qwen3") {
+  const other = Object.entries(PLAIN).find(
+    ([name, value]) => ![undefined, value].includes(config[name]),
+  );
+  if (other) {
     throw new ModelError(
-      `config.json: a ${config.model_type} model, where a qwen3 is needed`,
+      `config.json: ${other[0]} is ${config[other[0]]}, and this page runs ` +
+        `models where it is ${other[1]}`,
+    );
+  }
+  if (config.num_attention_heads % config.num_key_value_heads) {
+    throw new ModelError(
+      "config.json: num_attention_heads is no multiple of num_key_value_heads",
     );
   }
   return {
@@ -207,9 +225,14 @@ export function readConfig(config) {
  */
 export function loadModel(config, tokenizerData, weights) {
   const tokenizer = new Tokenizer(tokenizerData);
-  const model = new MiniMind(
-    readConfig(config), new Weights(readSafetensors(weights)),
-  );
+  const named = new Weights(readSafetensors(weights));
+  const model = new MiniMind(readConfig(config), named);
+  for (const name of Object.keys(named.tensors)) {
+    // A tied head may be in the file a second time.
+    if (!named.used.has(name) && name !== "lm_head.weight") {
+      throw new ModelError(`the model has no place for ${name}`);
+    }
+  }
   if (tokenizer.size > model.config.vocab_size) {
     throw new ModelError(
       `the tokenizer has ${tokenizer.size} tokens, the model only ` +
