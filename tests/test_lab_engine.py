@@ -617,7 +617,8 @@ return [
         "opened", "has the shape (500, 128), but", "layers.2.", "vocab_size",
         "model_type is llama", "attention_bias", "multiple of",
         "no place for model.layers.1.", "rotary", "no safetensors",
-        "cut short", "cut short", "header", "I64", "501 tokens, the model only 500",
+        "cut short", "cut short", "header", "I64",
+        "501 tokens, the model only 500",
     ), strict=True):  # fmt: skip
         assert part in message
 
