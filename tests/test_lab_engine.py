@@ -1,6 +1,7 @@
 """The engine in the pages computes what the package computes."""
 
 import json
+import math
 import random
 import shutil
 import sys
@@ -29,6 +30,7 @@ from minimind_core.generate import (
 )
 from minimind_core.loading import load_merged, load_model
 from minimind_core.microworld import conversation, write_story
+from minimind_core.microworld.truth import Truth
 from minimind_core.model import MiniMind
 from minimind_core.tokenizer import (
     MARKERS,
@@ -651,7 +653,7 @@ const run = (scope, ...files) => {
   return scope.MiniMindLab;
 };
 const names = [engine, linear, questions, sampling, tokenizer, weights,
-  world].flatMap((module) => Object.keys(module));
+  world, xray].flatMap((module) => Object.keys(module));
 const text = JSON.stringify(input.story);
 for (const order of [["engine.js", "one.js", "world.js"],
                      ["world.js", "one.js", "engine.js"]]) {
@@ -808,6 +810,70 @@ return { counts, mean: sum / 80000, square: squares / 80000 };
     assert found["square"] == pytest.approx(1 / 3, abs=0.005)
     shares = [count / 80000 for count in found["counts"]]
     assert shares == pytest.approx([1 / 8, 2 / 8, 0, 5 / 8], abs=0.01)
+
+
+# --- the X-ray -------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_x_ray_shows_the_model_beside_the_truth(
+    scene, javascript, tmp_path
+):
+    _, rounded, tok, _, path = scene
+    write_world(tmp_path / "world.js")
+    truth = Truth("en", lambda text: encode_text(tok, text))
+    story = write_story(68, 3)
+    odd = story.text.replace(story.text[40:44], "你🎉")
+    texts = [story.text, odd, story.text[:-30]]
+    found = javascript(
+        MODEL
+        + """
+vm.runInThisContext(readFileSync(input.world, "utf8"));
+const { data } = globalThis.MiniMindLab;
+const tongue = new world.Language(new world.World(data.world), data.english);
+const truth = new world.Truth(tongue, (text) => cutter.encode(text));
+return input.texts.flatMap((text) => [true, false].map((whole) => {
+  const seen = xray.xray(text, model, cutter, truth, whole);
+  return { ...seen, left: seen.left && seen.left.reason,
+    tokens: seen.tokens.map((one) => ({ ...one,
+      truth: Math.exp(one.truth) })) };
+}));
+""",
+        {"path": path, "texts": texts, "world": str(tmp_path / "world.js")},
+    )
+    for number, seen in enumerate(found):
+        text, whole = texts[number // 2], number % 2 == 0
+        ids = encode_document(tok, text)
+        if not whole:
+            ids = ids[:-1]
+        logprobs = rounded(torch.tensor([ids])).logits[0].log_softmax(-1)
+        ours = logprobs[range(len(ids) - 1), ids[1:]]
+        tokens = seen["tokens"]
+        assert [one["id"] for one in tokens] == ids[1:]
+        assert "".join(one["text"] for one in tokens) == text
+        theirs = torch.tensor([one["model"] for one in tokens])
+        torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-4)
+        assert seen["loss"] == pytest.approx(-float(ours.sum()), rel=1e-4)
+        read = truth.read(text)
+        assert [one["truth"] for one in tokens] == pytest.approx(
+            [math.exp(p) for p in read.logprobs[: len(tokens)]], rel=1e-9
+        )
+        beginning = not whole and text != odd
+        reason = read.left and read.left.reason
+        assert seen["left"] == (None if beginning else reason)
+        place = truth.start()
+        for row, one in zip(logprobs, tokens, strict=False):
+            gap = sum(
+                p * (math.log(p) - float(row[token]))
+                for token, p in place.probs().items()
+            )
+            if one["truth"]:
+                assert one["divergence"] == pytest.approx(gap, abs=1e-3)
+                assert gap > 0
+            place = place.after(one["id"])
+    assert found[0]["floor"] == pytest.approx(-story.logprob, abs=1e-9)
+    assert found[0]["loss"] > found[0]["floor"]
+    assert found[2]["left"] and found[4]["left"]
 
 
 # --- in a browser ----------------------------------------------------------

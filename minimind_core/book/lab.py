@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = (
     "linear.js", "engine.js", "tokenizer.js", "weights.js", "sampling.js",
-    "world.js", "questions.js",
+    "world.js", "questions.js", "xray.js",
 )  # fmt: skip
 """The parts of the engine; each imports only from those before it."""
 GLOBAL = "MiniMindLab"
