@@ -11,14 +11,15 @@ Here an adapter is put on a model, written, and added to its base.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimind_core.checkpoint import RUN_FILE, weights_of
+from minimind_core.checkpoint import weights_of, write_package
 from minimind_core.config import ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import ConfigError
-from minimind_core.export import write_package
+from minimind_core.export import kept, write_card
 from minimind_core.files import (
     atomic_folder,
     read_json,
@@ -29,13 +30,13 @@ from minimind_core.files import (
 from minimind_core.loading import (
     ADAPTER_CONFIG,
     import_peft,
+    load_config,
     load_hf_model,
     load_merged,
 )
 from minimind_core.lora import ALL_LINEAR, TIED, refuse_tied
-from minimind_core.run import read_metadata
+from minimind_core.run import read_metadata, write_metadata
 from minimind_core.tokenizer import save_tokenizer
-from minimind_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -105,20 +106,48 @@ def add_adapter(
 
 
 def save_adapter(
-    model: Any, tok: PreTrainedTokenizerFast, base: Path, out: Path
+    model: Any,
+    tok: PreTrainedTokenizerFast,
+    base: Path,
+    out: Path,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
+    """Write an adapter as peft does, with its tokenizer and a model card.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+    tok : PreTrainedTokenizerFast
+    base : Path
+        The folder of its base. It is named relative to `out`, so that both
+        can be moved together.
+    out : Path
+        An existing folder.
+    metadata : mapping, optional
+        Of the run, for the model card.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     with writing(out):
-        # The base's tied weights are no adapter's business.
+        # The base's tied weights do not belong to the adapter.
         model.save_pretrained(out, save_embedding_layers=False)
     save_tokenizer(tok, out)
     path = out / ADAPTER_CONFIG
     described = read_json(path)
-    nearby = os.path.relpath(base.resolve(), out.resolve())
-    described["base_model_name_or_path"] = Path(nearby).as_posix()
+    nearby = Path(os.path.relpath(base.resolve(), out.resolve())).as_posix()
+    described["base_model_name_or_path"] = nearby
     write_json(path, described)
-    (out / "README.md").unlink(missing_ok=True)  # peft's form, unfilled
+    with writing(out):
+        # In place of peft's own card, which is a form to be filled in.
+        write_card(
+            out, out.name, load_config(base), metadata or {}, base=nearby
+        )
 
 
+@in_main_process
 def merge_lora(
     adapter: str | Path,
     out: str | Path,
@@ -147,16 +176,9 @@ def merge_lora(
     adapter, out = Path(adapter), Path(out)
     require_new(out)
     model, tok = load_merged(adapter, base=base)
-    facts = read_metadata(adapter)
+    metadata = {**read_metadata(adapter), "stage": "merged"}
     with atomic_folder(out) as folder:
         write_package(folder, model.config, weights_of(model), tok)
-        write_json(
-            folder / RUN_FILE,
-            {
-                **{k: facts[k] for k in ("data", "seed") if k in facts},
-                "stage": "merged",
-                "finished": True,
-                "minimind_core": __version__,
-            },
-        )
+        write_card(folder, out.name, model.config, metadata)
+        write_metadata(folder, kept(metadata) | {"stage": "merged"})
     return out

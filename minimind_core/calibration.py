@@ -286,7 +286,7 @@ def _training_step(
 ) -> Callable[[str], None]:
     """A function that takes one step in a given dtype."""
     model = MiniMind(shape)
-    config = TrainConfig(optimizer=optimizer)
+    config = TrainConfig.from_dict({"optimizer": optimizer})
     moving = build_optimizer(model, config)
     ids = torch.randint(shape.vocab_size, (rows, seq_len))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,41 @@ WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
+RUN_FORMAT = 1
+"""The layout of run folders and checkpoints, written into both as
+``format``. It grows when a reader of the old one would go wrong."""
+
+
+def check_format(values: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse a run or checkpoint that another version has laid out.
+
+    Parameters
+    ----------
+    values : mapping
+        Of its JSON file. Without a ``format`` it is of the time before
+        formats had numbers.
+    where : path
+        Named in the error.
+
+    Raises
+    ------
+    CheckpointError
+        If the format is older or newer than this version reads.
+    """
+    found = values.get("format", 0)
+    if found == RUN_FORMAT:
+        return
+    if isinstance(found, int) and found < RUN_FORMAT:
+        raise CheckpointError(
+            f"{where}: has format {found}, which an older version of "
+            f"minimind_core wrote; this one reads format {RUN_FORMAT}. "
+            "Install the older version, or start the run anew"
+        )
+    raise CheckpointError(
+        f"{where}: has format {found}, which a newer version of "
+        f"minimind_core wrote; this one reads format {RUN_FORMAT}. "
+        "Update minimind_core"
+    )
 
 
 # --- weights ---------------------------------------------------------------
@@ -91,15 +126,16 @@ def save_model(
     folder : path
         Made if it does not exist. Each file is replaced in one move.
     pth : bool
-        Also write MiniMind's native ``minimind.pth``, a plain state dict.
+        Also write MiniMind's native ``minimind.pth``, a plain state dict
+        that upstream's code loads strictly, so it can hold nothing else.
+        What the weights do not show, such as the rotary base, is in the
+        ``config.json`` beside it, where `import_checkpoint` looks for it.
 
     Raises
     ------
     OutputError
         If the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     partial = folder / ".saving"
     with writing(folder):
@@ -107,22 +143,54 @@ def save_model(
         partial.mkdir(parents=True)
         try:
             state = weights_of(model)
-            save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+            write_package(partial, model.config, state, tokenizer)
             if pth:
                 head = _full(model.lm_head.weight)
                 native = {**state, "lm_head.weight": head}
                 torch.save(native, partial / NATIVE_WEIGHTS)
-            write_json(partial / "config.json", model.config.to_hf())
-            write_json(
-                partial / "generation_config.json",
-                generation_config(model.config),
-            )
-            save_tokenizer(tokenizer, partial)
             flush(partial)
             for file in sorted(partial.iterdir()):
                 move(file, folder / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_package(
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    format: str = "safetensors",
+    dtype: str = "float32",
+) -> None:
+    """The files of a Hugging Face model folder, into an existing folder.
+
+    Run folders, exports and merged models all consist of these.
+
+    Parameters
+    ----------
+    folder : Path
+    config : ModelConfig
+    state : mapping of str to Tensor
+    tokenizer : PreTrainedTokenizerFast
+    format : {"safetensors", "bin"}
+    dtype : {"float32", "bfloat16", "float16"}
+        What the weights are stored in.
+    """
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    state = {name: t.to(kind).contiguous() for name, t in state.items()}
+    if format == "bin":
+        # transformers 5 writes no such file any more, but still reads it.
+        torch.save(state, folder / OLD_WEIGHTS)
+    else:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    described = {**config.to_hf(), "dtype": dtype, "torch_dtype": dtype}
+    write_json(folder / "config.json", described)
+    write_json(folder / "generation_config.json", generation_config(config))
+    save_tokenizer(tokenizer, folder)
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
@@ -164,6 +232,9 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     """The tensors of one ``.safetensors``, ``.bin`` or ``.pth`` file.
 
+    Of a training checkpoint, which has an optimizer and more in it, the
+    model's part is taken.
+
     Raises
     ------
     CheckpointError
@@ -183,14 +254,30 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
         # What is no pickle, or half of one, can make its reader raise
         # anything: KeyError, EOFError, UnpicklingError.
         raise _damaged(path, error) from error
+    for name in _MODEL_PARTS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
-        raise CheckpointError(f"{path}: not a plain state dict of tensors")
+        raise CheckpointError(
+            f"{path}: not a plain state dict of tensors; write one with "
+            "torch.save(model.state_dict(), path)"
+        )
     return state
 
 
+_MODEL_PARTS = ("model", "state_dict", "model_state_dict")
+"""Where training checkpoints of MiniMind and others keep the weights."""
+
+
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if "Weights only load failed" in str(error):
+        return CheckpointError(
+            f"{path}: damaged, or it holds Python objects beside tensors, "
+            "which are not loaded because they may run code; write the "
+            "weights alone: torch.save(model.state_dict(), path)"
+        )
     reason = str(error).splitlines()[0][:120] if str(error) else type(error)
     return CheckpointError(
         f"{path}: damaged, cut short or not a weights file ({reason})"
@@ -247,11 +334,23 @@ def load_weights(
     model.load_state_dict(full, strict=True)
 
 
-def weights_digest(model: MiniMind) -> str:
-    """A short name for exactly these weights, to tell two bases apart."""
+def weights_digest(parameters: Iterable[Tensor]) -> str:
+    """A short name for exactly these weights, to tell two bases apart.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+        Such as ``model.parameters()``; of any dtype.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+    for parameter in parameters:
+        flat = parameter.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -271,7 +370,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write all that a run needs to go on as if never stopped.
+    """Write all that a run needs to continue as if never stopped.
 
     Parameters
     ----------
@@ -302,13 +401,27 @@ def save_checkpoint(
     with atomic_folder(out) as partial:
         save_file(dict(weights), partial / WEIGHTS)
         torch.save(dict(training), partial / "training.pt")
-        write_json(partial / "state.json", {"step": step, **state})
+        described = {"format": RUN_FORMAT, "step": step, **state}
+        write_json(partial / "state.json", described)
         files = [WEIGHTS, "training.pt", "state.json"]
         sums = {name: _digest(partial / name) for name in files}
         write_json(partial / "sha256.json", sums)
+    prune_checkpoints(run, keep)
+    return out
+
+
+def prune_checkpoints(run: str | Path, keep: int) -> None:
+    """Remove all but the newest checkpoints of a run.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+    keep : int
+        How many stay, at least 1.
+    """
     for old in checkpoints(run)[:-keep]:
         discard(old)
-    return out
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -333,7 +446,8 @@ def load_checkpoint(
     Raises
     ------
     CheckpointError
-        If a file is missing or not what was written.
+        If a file is missing or not what was written, or another version
+        wrote it.
     """
     folder = Path(folder)
     advice = f"remove {folder} to continue from the one before, if any"
@@ -348,8 +462,52 @@ def load_checkpoint(
                 f"{file}: missing, cut short or changed since it was "
                 f"written; {advice}"
             )
+    state = read_json(folder / "state.json")
+    check_format(state, folder)
     weights = read_weight_file(folder / WEIGHTS)
     training = torch.load(
         folder / "training.pt", map_location="cpu", weights_only=True
     )
-    return weights, training, read_json(folder / "state.json")
+    return weights, training, state
+
+
+def last_sound(run: str | Path) -> Path | None:
+    """The newest checkpoint that can be read and holds finite numbers only.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+
+    Returns
+    -------
+    Path or None
+        None if there is no such checkpoint.
+    """
+    for folder in reversed(checkpoints(run)):
+        try:
+            weights, training, _ = load_checkpoint(folder)
+        except CheckpointError:
+            continue
+        if all_finite((weights, training["optimizer"])):
+            return folder
+    return None
+
+
+def all_finite(values: Any) -> bool:
+    """Whether every tensor in nested dictionaries and lists is finite.
+
+    The device is waited for once.
+    """
+    found: dict[torch.device, list[Tensor]] = {}
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            finite = value.detach().isfinite().all()
+            found.setdefault(value.device, []).append(finite)
+    return all(bool(torch.stack(flags).all()) for flags in found.values())

@@ -1,11 +1,15 @@
-"""The `minimind` command: one subcommand a stage, the package's functions.
+"""The `minimind` command: one subcommand for each stage.
 
     minimind journey --out runs/first
     minimind chat runs/first/merged --prompt "Who are you?"
+    minimind pretrain --set model.num_hidden_layers=4 --out runs/deeper
+    minimind pretrain --config runs/deeper/minimind.json --out runs/again
 
 Each subcommand calls one public function and ends by saying what it wrote
-and what to type next. An input that cannot be used is one message on
-standard error and exit status 2.
+and what to type next. Every setting of a model and of its training can be
+changed with ``--set`` or in a file; the common ones have options of their
+own. An input that cannot be used is one message on standard error and exit
+status 2.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from minimind_core.config import OPTIMIZERS, PRESETS
-from minimind_core.errors import MiniMindError
+from minimind_core.errors import ConfigError, MiniMindError
 from minimind_core.threads import set_wait_policy
 
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# As in `config`, which is not imported for the sake of a help text.
+PRESET_NAMES = ("tiny", "small", "base")
+OPTIMIZER_NAMES = ("muon", "adamw")
 
 # Nothing heavy is imported above: --help answers at once. Each command
 # imports what it runs.
@@ -75,21 +81,64 @@ def tokenizer(options: Namespace) -> None:
     )
 
 
-_TRAINING = (
-    "data", "steps", "batch_size", "micro_batch_size", "seq_len",
-    "optimizer", "lr", "save_every", "device", "dtype", "seed",
-    "resume", "pth",
+def _arguments(options: Namespace, stage: str) -> dict[str, Any]:
+    """What a stage is called with: the file, then the options."""
+    from minimind_core.settings import (
+        ARGUMENTS,
+        SHAPE_OF_BASE,
+        parse_assignments,
+        read_settings,
+    )
+
+    found = read_settings(options.config, stage) if options.config else {}
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if value is not None and name in (*ARGUMENTS[stage], *_SETTINGS)
+    }
+    changes = parse_assignments(options.set or ())
+    for name, value in changes["train"].items():
+        if name in given:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{name} is given twice, by {option} and --set")
+        given[name] = value
+    found |= given
+    if model := changes["model"]:
+        if stage != "pretrain" or found.get("base"):
+            raise ConfigError(f"model.{next(iter(model))}: {SHAPE_OF_BASE}")
+        found["model"] = {**found.get("model", {}), **model}
+    return {**found, "out": options.out, "resume": options.resume}
+
+
+_SETTINGS = (
+    "steps", "batch_size", "micro_batch_size", "seq_len", "optimizer", "lr",
+    "replay", "save_every", "device", "dtype", "seed",
 )  # fmt: skip
 
 
+def _on_a_base(options: Namespace, stage: str) -> dict[str, Any]:
+    from minimind_core.run import read_metadata
+
+    found = _arguments(options, stage)
+    if options.resume and "base" not in found:
+        found |= {
+            name: value
+            for name, value in read_metadata(options.out).items()
+            if name == "base"
+        }
+    if "base" not in found:
+        raise ConfigError(
+            f"name the folder to start from: minimind {options.command} "
+            "FOLDER --out ..."
+        )
+    return found
+
+
 def pretrain(options: Namespace) -> None:
-    """Train a new model to continue text."""
+    """Train a model to continue text."""
     from minimind_core.recipes import pretrain as run
 
-    done = run(
-        options.out, preset=options.preset, tokenizer=options.tokenizer,
-        **_given(options, *_TRAINING),
-    )  # fmt: skip
+    done = run(**_arguments(options, "pretrain"))
     _finished(done, f"minimind sft {options.out} --out runs/chat")
 
 
@@ -97,10 +146,7 @@ def sft(options: Namespace) -> None:
     """Teach a pretrained model to answer."""
     from minimind_core.recipes import sft as run
 
-    done = run(
-        options.base, options.out, preset=options.preset,
-        replay=options.replay, **_given(options, *_TRAINING),
-    )  # fmt: skip
+    done = run(**_on_a_base(options, "sft"))
     _finished(done, f"minimind chat {options.out}")
 
 
@@ -123,17 +169,10 @@ def lora(options: Namespace) -> None:
     """Train a LoRA adapter on an exported model."""
     from minimind_core.recipes import train_lora
 
-    names = [n for n in _TRAINING if n in (
-        "data", "steps", "batch_size", "seq_len", "lr",
-        "save_every", "device", "dtype", "seed", "resume",
-    )]  # fmt: skip
-    targets = options.targets.split(",")
-    done = train_lora(
-        options.base, options.out, rank=options.rank, alpha=options.alpha,
-        targets=targets[0] if targets == ["all-linear"] else targets,
-        replay=options.replay, preset=options.preset,
-        **_given(options, *names),
-    )  # fmt: skip
+    if options.targets is not None:
+        names = options.targets.split(",")
+        options.targets = names if names != ["all-linear"] else names[0]
+    done = train_lora(**_on_a_base(options, "lora"))
     _finished(done, f"minimind merge {options.out} --out runs/merged")
 
 
@@ -160,24 +199,26 @@ def chat(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """Measure a model on data it was not trained on."""
+    from minimind_core.evaluation import describe
     from minimind_core.evaluation import evaluate as run
 
     found = run(
-        options.run,
+        options.run, every_record=options.all,
         **_given(
-            options, "data", "documents", "samples", "questions", "seed",
-            "device",
+            options, "data", "documents", "samples", "questions", "seq_len",
+            "seed", "device",
         ),
     )  # fmt: skip
     if options.json:
         say(json.dumps(found))
         return
+    say(describe(found))
     for name, value in found.items():
         if isinstance(value, dict):
             say(f"{name}:")
             for kind, share in value.items():
                 say(f"  {kind:<18} {share:.3f}")
-        else:
+        elif isinstance(value, float):
             say(f"{name:<20} {value:.4f}")
     say(f"next: minimind chat {options.run}")
 
@@ -187,8 +228,13 @@ def import_(options: Namespace) -> None:
     from minimind_core.export import import_checkpoint
 
     import_checkpoint(
-        options.source, options.out, tokenizer=options.tokenizer
-    )
+        options.source, options.out,
+        max_position_embeddings=options.max_positions,
+        **_given(
+            options, "tokenizer", "rope_theta", "rms_norm_eps",
+            "spare_rows",
+        ),
+    )  # fmt: skip
     say(f"wrote {options.out}", f"next: minimind chat {options.out}")
 
 
@@ -201,6 +247,9 @@ def doctor(options: Namespace) -> None:
 
 
 def _finished(run: Any, following: str) -> None:
+    if not run.trained:
+        say(f"next: {following}")
+        return
     last = run.history[-1] if run.history else {}
     shown = [
         f"{name.replace('_', ' ')} {last[name]:.4f}"
@@ -245,7 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("journey", journey, "--text book.txt --chat talk.jsonl "
                   "--out runs/mine")  # fmt: skip
-    _data(sub)
+    _data(sub, MICROWORLD)
     sub.add_argument("--text", nargs="+", metavar="FILE",
                      help="your own documents: .txt or .jsonl")  # fmt: skip
     sub.add_argument("--chat", nargs="+", metavar="FILE",
@@ -257,32 +306,40 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _out(sub)
     _preset(sub, "tiny")
-    sub.add_argument("--steps", type=int, help="of each training")
+    sub.add_argument("--steps", type=int, metavar="N",
+                     help="optimizer steps of each training")  # fmt: skip
     _device(sub)
     _seed(sub)
     _resume(sub)
 
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")
-    _data(sub)
+    _data(sub, MICROWORLD)
     sub.add_argument("--chat", nargs="+", metavar="FILE",
                      help="conversations to learn from too")  # fmt: skip
-    sub.add_argument("--vocab-size", type=int, metavar="N",
-                     help="most tokens (the preset's)")  # fmt: skip
+    sub.add_argument(
+        "--vocab-size", type=_count, metavar="N",
+        help="the largest number of tokens; the preset's if not given",
+    )  # fmt: skip
     _preset(sub, "tiny")
     _out(sub)
 
     sub = command("pretrain", pretrain, "--steps 300 --out runs/base")
-    _training(sub, "tiny")
+    _training(sub, "tiny, or what suits --from",
+              "beta2=0.98 or model.num_hidden_layers=4")  # fmt: skip
+    sub.add_argument(
+        "--from", dest="base", metavar="DIR",
+        help="continue from the weights, shape and tokenizer of this model",
+    )  # fmt: skip
     sub.add_argument(
         "--tokenizer", metavar="DIR",
-        help="a tokenizer's folder; without, one is trained first",
+        help="the folder of a tokenizer; without it one is trained first",
     )  # fmt: skip
     _pth(sub)
 
     sub = command("sft", sft, "runs/base --out runs/chat")
-    sub.add_argument("base", help="the pretrained run's folder")
-    _training(sub, None)
-    _replay(sub, "documents the base was trained on")
+    sub.add_argument("base", nargs="?", help="the pretrained run's folder")
+    _training(sub, "the base's, or what suits it")
+    _replay(sub, "documents that the base was trained on")
     _pth(sub)
 
     sub = command("export", export, "runs/chat --out runs/hf")
@@ -295,13 +352,23 @@ def build_parser() -> argparse.ArgumentParser:
                      choices=DTYPES[1:], help="what is stored")  # fmt: skip
 
     sub = command("lora", lora, "runs/hf --out runs/lora")
-    sub.add_argument("base", help="an exported folder")
-    _training(sub, None)
-    sub.add_argument("--rank", type=int, default=8, metavar="N")
-    sub.add_argument("--alpha", type=float, default=16, metavar="X")
-    sub.add_argument("--targets", default="all-linear", metavar="NAMES",
-                     help="layers, with commas: q_proj,v_proj")  # fmt: skip
-    _replay(sub, "ordinary conversations")
+    sub.add_argument("base", nargs="?", help="an exported folder")
+    _training(sub, "the base's, or what suits it")
+    sub.add_argument("--rank", type=int, metavar="N",
+                     help="rank of each update (8)")  # fmt: skip
+    sub.add_argument("--alpha", type=float, metavar="X",
+                     help="updates are times alpha/rank (16)")  # fmt: skip
+    sub.add_argument(
+        "--targets", metavar="NAMES",
+        help="layers to adapt, with commas: q_proj,v_proj (all-linear)",
+    )  # fmt: skip
+    sub.add_argument("--dropout", type=float, metavar="X",
+                     help="on the input of each adapter (0)")  # fmt: skip
+    sub.add_argument("--use-rslora", action="store_true", default=None,
+                     help="scale by alpha / sqrt(rank)")  # fmt: skip
+    sub.add_argument("--use-dora", action="store_true", default=None,
+                     help="adapt direction and size apart")  # fmt: skip
+    _replay(sub, "ordinary conversations of the microworld")
 
     sub = command("merge", merge, "runs/lora --out runs/merged")
     sub.add_argument("adapter", help="the adapter's folder")
@@ -330,10 +397,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="a run, a package or an adapter")
     sub.add_argument("--data", nargs="+", metavar="DATA",
                      help="what to measure on; the run's own")  # fmt: skip
-    sub.add_argument("--documents", type=_count, default=500, metavar="N")
-    sub.add_argument("--samples", type=_count, default=200, metavar="N")
-    sub.add_argument("--questions", type=_count, default=100, metavar="N",
-                     help="of each kind")  # fmt: skip
+    sub.add_argument(
+        "--all", action="store_true",
+        help="all records of --data, those trained on included",
+    )  # fmt: skip
+    sub.add_argument(
+        "--documents", type=_count, metavar="N",
+        help="at most (500, or all of files it was not trained on)",
+    )
+    sub.add_argument("--samples", type=_count, metavar="N",
+                     help="of the microworld (200)")  # fmt: skip
+    sub.add_argument("--questions", type=_count, metavar="N",
+                     help="of each kind (100)")  # fmt: skip
+    sub.add_argument(
+        "--seq-len", type=_count, metavar="N",
+        help="longest row of files (as in training)",
+    )  # fmt: skip
     sub.add_argument("--json", action="store_true",
                      help="one JSON object as the last line")  # fmt: skip
     _seed(sub)
@@ -342,7 +421,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("import", import_, "full_sft_768.pth --tokenizer "
                   "minimind/model --out runs/upstream")  # fmt: skip
     sub.add_argument("source", help="a .pth of MiniMind's, or a package")
-    sub.add_argument("--tokenizer", metavar="DIR")
+    sub.add_argument("--tokenizer", metavar="DIR",
+                     help="where it is not beside the weights")  # fmt: skip
+    sub.add_argument(
+        "--rope-theta", type=float, metavar="X",
+        help="rotary base, where no config.json beside the file says it",
+    )  # fmt: skip
+    sub.add_argument("--rms-norm-eps", type=float, metavar="X",
+                     help="epsilon of the norms, likewise")  # fmt: skip
+    sub.add_argument("--max-positions", type=_count, metavar="N",
+                     help="longest sequence, likewise")  # fmt: skip
+    sub.add_argument("--spare-rows", action="store_true",
+                     help="allow a much smaller tokenizer")  # fmt: skip
     _out(sub)
 
     sub = command("doctor", doctor, "--device cpu")
@@ -369,30 +459,44 @@ def _seed_number(text: str) -> int:
     return int(text)
 
 
-def _training(parser: Parser, preset: str | None) -> None:
-    _data(parser)
+def _training(
+    parser: Parser, preset: str, example: str = "beta2=0.98"
+) -> None:
+    _data(parser, None)
     _out(parser)
-    _preset(parser, preset)
+    _preset(parser, None, preset)
     add = parser.add_argument
+    add("--config", metavar="FILE",
+        help="settings from a .json, .toml or .yaml file; a run's "
+        "minimind.json repeats it")  # fmt: skip
+    add("--set", action="append", metavar="NAME=VALUE",
+        help=f"any setting, such as {example}; may be repeated")  # fmt: skip
     add("--steps", type=int, metavar="N", help="optimizer steps")
     add("--batch-size", type=int, metavar="N",
         help="rows per optimizer step, over all processes")  # fmt: skip
     add("--micro-batch-size", type=int, metavar="N",
         help="rows per forward pass")  # fmt: skip
     add("--seq-len", type=int, metavar="N", help="longest row, in tokens")
-    add("--optimizer", choices=OPTIMIZERS)
-    add("--lr", type=float, metavar="X")
+    add("--optimizer", metavar="NAME", help=" or ".join(OPTIMIZER_NAMES))
+    add("--lr", type=float, metavar="X",
+        help="peak learning rate; Muon's keeps its ratio to it")  # fmt: skip
     add("--save-every", type=int, metavar="N",
-        help="steps between checkpoints; 0: only the result")  # fmt: skip
-    _device(parser)
-    _seed(parser)
+        help="steps between checkpoints; 0: only at the end")  # fmt: skip
+    _device(parser, None)
+    parser.add_argument(
+        "--seed", type=_seed_number, metavar="N",
+        help="of the initial weights and the order of the data",
+    )  # fmt: skip
     _resume(parser)
 
 
-def _data(parser: Parser) -> None:
+MICROWORLD = ["microworld"]
+
+
+def _data(parser: Parser, default: list[str] | None) -> None:
     parser.add_argument(
-        "--data", nargs="+", default=["microworld"], metavar="DATA",
-        help="microworld (default), microworld:zh, or paths",
+        "--data", nargs="+", default=default, metavar="DATA",
+        help="microworld (the default), microworld:zh, or paths",
     )  # fmt: skip
 
 
@@ -402,40 +506,48 @@ def _out(parser: Parser) -> None:
     )
 
 
-def _preset(parser: Parser, default: str | None) -> None:
+def _preset(
+    parser: Parser, default: str | None, otherwise: str = ""
+) -> None:
     # Not argparse's choices: the package's own message says more.
     parser.add_argument(
         "--preset", default=default, metavar="NAME",
-        help=f"{', '.join(PRESETS)} ({default or 'as the base'})",
+        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default})",
     )  # fmt: skip
 
 
-def _device(parser: Parser, *, dtype: bool = True) -> None:
-    parser.add_argument("--device", default="auto",
+def _device(
+    parser: Parser, default: str | None = "auto", *, dtype: bool = True
+) -> None:
+    parser.add_argument("--device", default=default,
                         help="auto, cpu, cuda, cuda:N, mps")  # fmt: skip
     if dtype:
-        parser.add_argument("--dtype", default="auto",
+        parser.add_argument("--dtype", default=default,
                             help=", ".join(DTYPES))  # fmt: skip
 
 
 def _seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=_seed_number, default=0, metavar="N")
+    parser.add_argument("--seed", type=_seed_number, default=0, metavar="N",
+                        help="of everything that is drawn (0)")  # fmt: skip
 
 
 def _resume(parser: Parser) -> None:
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on from the last checkpoint in --out",
+        help="continue from the last checkpoint in --out, with the settings "
+        "it has; with more --steps a finished run is continued too",
     )  # fmt: skip
 
 
 def _replay(parser: Parser, what: str) -> None:
-    parser.add_argument("--replay", type=float, metavar="X",
-                        help=f"share of rows from {what}")  # fmt: skip
+    parser.add_argument(
+        "--replay", type=float, metavar="X",
+        help=f"share of the rows taken from {what}",
+    )  # fmt: skip
 
 
 def _pth(parser: Parser) -> None:
-    parser.add_argument("--pth", action="store_true",
+    parser.add_argument("--pth", action="store_true", default=None,
                         help="also write minimind.pth")  # fmt: skip
 
 
@@ -483,7 +595,7 @@ def _run(options: Namespace) -> int:
     except KeyboardInterrupt:
         out = getattr(options, "out", None)
         resumable = out is not None and hasattr(options, "resume")
-        hint = "; --resume goes on from the last checkpoint"
+        hint = "; --resume continues from the last checkpoint"
         print(f"\ninterrupted{hint * resumable}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -497,10 +609,23 @@ def _run(options: Namespace) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return failed(
-            "the device is out of memory; lower --micro-batch-size or "
-            f"--seq-len, or see `minimind doctor` ({error})"
+            f"the device is out of memory; {_smaller(options)}, or see "
+            f"`minimind doctor` ({error})"
         )
     return 0
+
+
+def _smaller(options: Namespace) -> str:
+    """What this command has to get along with less memory."""
+    if hasattr(options, "micro_batch_size"):
+        return "lower --micro-batch-size or --seq-len"
+    if hasattr(options, "preset"):
+        return "take a smaller --preset"
+    if hasattr(options, "max_new_tokens"):
+        return "lower --max-new-tokens, or use --device cpu"
+    if hasattr(options, "device"):
+        return "use --device cpu"
+    return "close other programs"
 
 
 def _show_warning(

@@ -2,84 +2,176 @@
 
     from minimind_core.config import ModelConfig, get_preset
     get_preset("base").model.num_parameters()      # MiniMind-3's 63.9 M
+    ModelConfig().replace(hidden_size=1024)        # derived sizes follow
 
-Field names are those of `transformers.Qwen3Config`, so that a config means
-the same thing here and in the Hugging Face format. A key that is not a field
-is an error: a misspelt setting must never be silently ignored.
+The field names of `ModelConfig` are those of `transformers.Qwen3Config`, so
+that a config means the same thing here and in the Hugging Face format. Types
+and ranges are declared with the fields and checked by pydantic. A key that
+is not a field is an error that suggests the nearest name, because a misspelt
+setting that is silently ignored spoils an experiment without a trace.
+
+`minimind_core.settings` reads settings from files and from the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Self
+import difflib
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+)
+
+import pydantic
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from minimind_core.errors import ConfigError
 
-OPTIMIZERS = ("muon", "adamw")
-SCHEDULES = ("linear", "cosine", "constant")
+Optimizer = Literal["muon", "adamw"]
+Schedule = Literal["linear", "cosine", "constant"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+NonFinite = Literal["stop", "skip"]
 
-_INTEGERS = {"int", "int | None"}
-_NUMBERS = {"float", "float | None"}
+OPTIMIZERS = get_args(Optimizer)
+SCHEDULES = get_args(Schedule)
+
+Count = Annotated[int, Field(gt=0)]
+Every = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0)]
+# torch's generators take no larger seed.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+T = TypeVar("T")
 
 
-class _Strict:
-    """Shared by the config classes: checked types, strict dictionaries."""
+# --- how settings are checked ----------------------------------------------
 
-    def _check_types(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            kind = str(field.type)
-            if value is None and kind.endswith("| None"):
-                continue
-            is_bool = isinstance(value, bool)
-            right = {
-                **dict.fromkeys(_INTEGERS, type(value) is int),
-                **dict.fromkeys(
-                    _NUMBERS, isinstance(value, int | float) and not is_bool
-                ),
-                "bool": is_bool,
-                "str": isinstance(value, str),
-            }.get(kind, True)
-            if not right:
-                raise ConfigError(
-                    f"{type(self).__name__}.{field.name} must be "
-                    f"{kind}, not {value!r}"
-                )
 
-    def _require(self, holds: bool, message: str) -> None:
-        if not holds:
-            raise ConfigError(f"{type(self).__name__}: {message}")
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def checked(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose fields pydantic checks.
+
+    Types are strict: the string ``"128"`` is not an integer, and ``True``
+    is not a number. What pydantic finds wrong becomes a `ConfigError`.
+    """
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=config)(
+        cls
+    )
+    build = made.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, **values: Any) -> None:
+        try:
+            build(self, **values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_explain(cls, error, values)) from None
+
+    made.__init__ = __init__
+    return made  # type: ignore[no-any-return]
+
+
+def _explain(
+    cls: type, error: pydantic.ValidationError, values: Mapping[str, Any]
+) -> str:
+    """All that is wrong, each with its setting, value and what is allowed."""
+    names = [f.name for f in dataclasses.fields(cls)]
+    found = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if name and name not in names:
+            found.append(unknown_setting(name, names, cls.__name__))
+        elif "error" in problem.get("ctx", {}):
+            found.append(f"{cls.__name__}: {problem['ctx']['error']}")
+        else:
+            must = problem["msg"].replace("Input should be", "must be")
+            found.append(
+                f"{cls.__name__}.{name} {must}, not {values.get(name)!r}"
+            )
+    return "; ".join(found)
+
+
+#: What other libraries call some settings, where the names are not alike.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "num_train_steps": "steps",
+    "max_length": "seq_len",
+    "clip": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "accumulation_steps": "micro_batch_size",
+    "gradient_accumulation_steps": "micro_batch_size",
+}
+
+
+def unknown_setting(name: str, known: Iterable[str], owner: str) -> str:
+    """The message for a name that is no setting, with the nearest one.
+
+    Parameters
+    ----------
+    name : str
+        As it was given.
+    known : iterable of str
+    owner : str
+        What has no such setting.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if ELSEWHERE.get(name) in known:
+        near = [ELSEWHERE[name]]
+    advice = (
+        f"did you mean {near[0]!r}?" if near
+        else f"it has {', '.join(known)}"
+    )  # fmt: skip
+    return f"{owner} has no setting {name!r}; {advice}"
+
+
+class _Settings:
+    """What both config classes can do."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dictionary, ready for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
+    def as_given(self) -> dict[str, Any]:
+        """The fields as they were given: None for a size that is derived."""
+        return self.to_dict()
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a dictionary.
 
         Raises
         ------
         ConfigError
-            For a key that is no field of this class.
+            For a key that is no field of this class, with the nearest name
+            that is, and for a value that is not allowed.
         """
-        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise ConfigError(
-                f"{cls.__name__} has no setting {', '.join(unknown)}; "
-                f"it has {', '.join(names)}"
-            )
         return cls(**values)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; unknown names are errors."""
-        return type(self).from_dict({**self.to_dict(), **changes})
+        return type(self)(**{**self.as_given(), **changes})
+
+    __replace__ = replace  # what copy.replace calls, from Python 3.13
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Strict):
+# --- the model -------------------------------------------------------------
+
+
+@checked
+class ModelConfig(_Settings):
     """The shape of a MiniMind model.
 
     Attributes
@@ -97,11 +189,12 @@ class ModelConfig(_Strict):
                         \\ /     \\ /
             keys, values k0      k1         num_key_value_heads = 2
 
-    head_dim : int or None
-        Width of one head; ``hidden_size // num_attention_heads`` if None.
-    intermediate_size : int or None
-        Width of the SwiGLU layer; ``ceil(hidden_size * pi / 64) * 64`` if
-        None, as in MiniMind-3.
+    head_dim : int
+        Width of one head. If it is not given, or None, it is
+        ``hidden_size // num_attention_heads``.
+    intermediate_size : int
+        Width of the SwiGLU layer. If it is not given, or None, it is
+        ``ceil(hidden_size * pi / 64) * 64``, as in MiniMind-3.
     max_position_embeddings : int
         Longest sequence, in tokens.
     rope_theta : float
@@ -120,75 +213,81 @@ class ModelConfig(_Strict):
     ------
     ConfigError
         For a value that is out of range or contradicts another.
+
+    Notes
+    -----
+    `head_dim` and `intermediate_size` always read as numbers. The config
+    remembers which of the two it derived, so that `replace` derives them
+    anew when the width changes, and keeps them when they were given.
+    (`dataclasses.replace` cannot know, and keeps both.)
     """
 
-    vocab_size: int = 6400
-    hidden_size: int = 768
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
-    head_dim: int | None = None
-    intermediate_size: int | None = None
-    max_position_embeddings: int = 32768
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    vocab_size: Count = 6400
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 8
+    num_attention_heads: Count = 8
+    num_key_value_heads: Count = 4
+    head_dim: Count | None = None
+    intermediate_size: Count | None = None
+    max_position_embeddings: Count = 32768
+    rope_theta: Positive = 1e6
+    rms_norm_eps: Positive = 1e-6
+    initializer_range: Positive = 0.02
     tie_word_embeddings: bool = True
-    pad_token_id: int = 0
-    bos_token_id: int = 1
-    eos_token_id: int = 2
+    pad_token_id: TokenId = 0
+    bos_token_id: TokenId = 1
+    eos_token_id: TokenId = 2
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name in (
-            "vocab_size", "hidden_size", "num_hidden_layers",
-            "num_attention_heads", "num_key_value_heads",
-            "max_position_embeddings", "rope_theta", "rms_norm_eps",
-            "initializer_range",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            self._require(value > 0, f"{name} must be > 0, not {value}")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
-        self._require(
+        _require(
             heads % shared == 0,
             f"num_attention_heads ({heads}) must be a multiple of "
             f"num_key_value_heads ({shared})",
         )
+        derived = {}
         if self.head_dim is None:
-            self._require(
+            _require(
                 self.hidden_size % heads == 0,
-                f"hidden_size ({self.hidden_size}) is no multiple of "
-                f"num_attention_heads ({heads}): give head_dim",
+                f"hidden_size ({self.hidden_size}) is not a multiple of "
+                f"num_attention_heads ({heads}), so head_dim must be given",
             )
-            # A frozen dataclass is written through object, once, here.
-            object.__setattr__(self, "head_dim", self.hidden_size // heads)
-        self._require(
-            self.head_width > 0 and self.head_width % 2 == 0,
-            f"head_dim must be even (RoPE turns pairs), not {self.head_dim}",
-        )
+            derived["head_dim"] = self.hidden_size // heads
         if self.intermediate_size is None:
-            width = -(-self.hidden_size * 3.141592653589793 // 64) * 64
-            object.__setattr__(self, "intermediate_size", int(width))
-        self._require(self.ffn_width > 0, "intermediate_size must be > 0")
+            width = math.ceil(self.hidden_size * math.pi / 64) * 64
+            derived["intermediate_size"] = width
+        # A frozen dataclass is written through object, once, here.
+        for name, value in (*derived.items(), ("_derived", tuple(derived))):
+            object.__setattr__(self, name, value)
+        _require(
+            self.head_width % 2 == 0,
+            "head_dim must be even, because RoPE rotates pairs of channels, "
+            f"not {self.head_dim}",
+        )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            self._require(
-                0 <= value < self.vocab_size,
+            _require(
+                value < self.vocab_size,
                 f"{name} ({value}) is outside the vocabulary "
                 f"({self.vocab_size})",
             )
 
     @property
     def head_width(self) -> int:
-        """``head_dim``, after it was derived."""
+        """`head_dim`, with a type that leaves out None."""
         assert self.head_dim is not None
         return self.head_dim
 
     @property
     def ffn_width(self) -> int:
-        """``intermediate_size``, after it was derived."""
+        """`intermediate_size`, with a type that leaves out None."""
         assert self.intermediate_size is not None
         return self.intermediate_size
+
+    def as_given(self) -> dict[str, Any]:
+        """The fields as they were given: None for a size that is derived."""
+        derived: tuple[str, ...] = getattr(self, "_derived", ())
+        return {**self.to_dict(), **dict.fromkeys(derived)}
 
     def parameters_by_part(self) -> dict[str, int]:
         """Parameter count by component.
@@ -291,9 +390,18 @@ class ModelConfig(_Strict):
             raise ConfigError(f"{where}: {error}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Strict):
-    """How a model is trained; the same for pretraining, SFT and LoRA.
+def _require(holds: bool, message: str) -> None:
+    # pydantic turns a ValueError into the reason of its own error.
+    if not holds:
+        raise ValueError(message)
+
+
+# --- training --------------------------------------------------------------
+
+
+@checked
+class TrainConfig(_Settings):
+    """How a model is trained, in pretraining, fine-tuning and LoRA alike.
 
     Attributes
     ----------
@@ -305,7 +413,7 @@ class TrainConfig(_Strict):
         Rows per forward pass of one process; None takes them all at once.
         How often gradients are accumulated follows from the three.
     seq_len : int
-        Longest row, in tokens.
+        Longest row, in tokens; at least 2.
     packed : bool
         Several documents in one row, kept apart by a mask, instead of one
         document a row.
@@ -318,90 +426,87 @@ class TrainConfig(_Strict):
         Muon's peak learning rate over `lr`, so that a change of `lr`
         reaches all parameters.
     beta1, beta2 : float
-        AdamW's running averages.
+        Decay of AdamW's running averages.
     momentum : float
-        Muon's.
+        Muon's momentum.
     weight_decay : float
-        On hidden matrices only, never on norms or embeddings.
+        Applied to hidden matrices only, never to norms or embeddings.
     warmup_ratio : float
         Share of the steps over which the rate rises from zero.
     schedule : {"linear", "cosine", "constant"}
-        What the rate does afterwards: down to zero in a line; down to a
-        tenth in a half cosine; nothing.
+        What the rate does after warm-up: it falls linearly to zero, falls
+        along a half cosine to a tenth of the peak, or stays.
     max_grad_norm : float
-        The gradients are clipped to this total norm; 0 never clips.
+        Gradients are clipped to this total norm; 0 never clips.
+    on_nonfinite : {"stop", "skip"}
+        What happens if the loss or the norm of the gradients is infinite or
+        not a number. The optimizer is never moved by such a step: the run
+        stops with an error, or the step is skipped and counted.
+    max_skipped : int
+        How many steps in a row may be skipped before the run stops all the
+        same. It holds for the steps that the float16 scaler skips as well,
+        whatever `on_nonfinite` says.
     seed : int
-        Of the initial weights and of the data.
+        Seed of the initial weights and of the order of the data.
     log_every, validate_every, sample_every, save_every : int
-        In steps; 0 only at the end (``save_every``: only the result).
+        Steps between log lines, validations, samples and checkpoints. With
+        0 they come only at the end.
     replay : float
         Share of the rows taken from the previous stage's data (SFT: stories;
         LoRA: conversations), so that it is not forgotten.
-    dtype : str
-        ``auto``, ``float32``, ``bfloat16`` or ``float16``; see `precision`.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        What the model computes in; see `precision`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    threads : int or None
+        CPU threads that torch computes with; None leaves the choice to the
+        run, and a resumed run to what the run began with.
     """
 
-    steps: int = 900
-    batch_size: int = 32
-    micro_batch_size: int | None = None
-    seq_len: int = 128
+    steps: Count = 900
+    batch_size: Count = 32
+    micro_batch_size: Count | None = None
+    seq_len: Annotated[int, Field(ge=2)] = 128
     packed: bool = False
-    optimizer: str = "muon"
-    lr: float = 3e-3
-    muon_lr_ratio: float = 2.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    momentum: float = 0.95
-    weight_decay: float = 0.1
-    warmup_ratio: float = 0.03
-    schedule: str = "linear"
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    log_every: int = 10
-    validate_every: int = 100
-    sample_every: int = 0
-    save_every: int = 0
-    replay: float = 0.0
-    dtype: str = "auto"
+    optimizer: Optimizer = "muon"
+    lr: Positive = 3e-3
+    muon_lr_ratio: Positive = 2.0
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    momentum: Share = 0.95
+    weight_decay: NotNegative = 0.1
+    warmup_ratio: Share = 0.03
+    schedule: Schedule = "linear"
+    max_grad_norm: NotNegative = 1.0
+    on_nonfinite: NonFinite = "stop"
+    max_skipped: Every = 20
+    seed: Seed = 0
+    log_every: Every = 10
+    validate_every: Every = 100
+    sample_every: Every = 0
+    save_every: Every = 0
+    replay: Share = 0.0
+    dtype: Dtype = "auto"
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        self._check_types()
-        for name in ("steps", "batch_size", "seq_len", "lr",
-                     "muon_lr_ratio"):  # fmt: skip
-            value = getattr(self, name)
-            self._require(value > 0, f"{name} must be > 0, not {value}")
-        for name in ("weight_decay", "max_grad_norm", "log_every",
-                     "validate_every", "sample_every",
-                     "save_every"):  # fmt: skip
-            value = getattr(self, name)
-            self._require(value >= 0, f"{name} must be >= 0, not {value}")
-        for name in ("beta1", "beta2", "momentum", "warmup_ratio", "replay"):
-            value = getattr(self, name)
-            self._require(
-                0 <= value < 1, f"{name} must be in [0, 1), not {value}"
-            )
-        for name, allowed in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-        ):
-            value = getattr(self, name)
-            self._require(
-                value in allowed,
-                f"{name} must be one of {', '.join(allowed)}, not {value!r}",
-            )
-        micro = self.micro_batch_size
-        self._require(
-            micro is None or micro > 0, f"micro_batch_size {micro} is not > 0"
-        )
-        self._require(self.seq_len >= 2, "seq_len must be at least 2")
+    threads: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+# --- presets ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model's shape with settings that train it well."""
+    """A model's shape with settings that train it well.
+
+    Attributes
+    ----------
+    name, summary : str
+    model : ModelConfig
+    vocab_size : int
+        Tokens of the tokenizer that is trained for it.
+    pretrain, sft, lora : TrainConfig
+        The settings of each stage.
+    """
 
     name: str
     summary: str
@@ -422,7 +527,7 @@ def _tiny() -> Preset:
     )
     return Preset(
         name="tiny",
-        summary="0.5M parameters, the book's default: a minute on 2 cores",
+        summary="0.6M parameters: the book's default, trained on a processor",
         vocab_size=1024,
         model=ModelConfig(
             vocab_size=1024,
@@ -430,7 +535,6 @@ def _tiny() -> Preset:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            intermediate_size=448,
             max_position_embeddings=512,
             rope_theta=1e4,
         ),
@@ -447,6 +551,7 @@ def _tiny() -> Preset:
             steps=200,
             seq_len=256,
             batch_size=16,
+            sample_every=0,
             optimizer="adamw",
             weight_decay=0.0,
             lr=5e-3,
@@ -470,7 +575,7 @@ def _large(name: str, summary: str, model: ModelConfig) -> Preset:
         save_every=1000,
     )
     sft = pretrain.replace(
-        steps=5_000, packed=False, lr=2e-4
+        steps=5_000, packed=False, lr=2e-4, sample_every=0
     )
     return Preset(
         name=name,
@@ -492,7 +597,7 @@ PRESETS: dict[str, Preset] = {
         _tiny(),
         _large(
             "small",
-            "25.8M parameters: an evening on a free Colab GPU",
+            "25.8M parameters: meant for one GPU",
             ModelConfig(
                 hidden_size=512,
                 num_hidden_layers=8,
@@ -503,26 +608,29 @@ PRESETS: dict[str, Preset] = {
         ),
         _large(
             "base",
-            "63.9M parameters: the shape of MiniMind-3",
-            ModelConfig(intermediate_size=2432),
+            "63.9M parameters: the shape of MiniMind-3, meant for one GPU",
+            ModelConfig(),
         ),
     )
 }
 
 
-def get_preset(name: str) -> Preset:
-    """Look a preset up.
+def get_preset(name: str | Preset) -> Preset:
+    """Look a preset up by its name.
 
     Parameters
     ----------
-    name : {"tiny", "small", "base"}
+    name : {"tiny", "small", "base"} or Preset
+        A preset of your own is returned as it is.
 
     Raises
     ------
     ConfigError
         For any other name.
     """
-    if name not in PRESETS:
+    if isinstance(name, Preset):
+        return name
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(
             f"unknown preset {name!r}; there is {', '.join(PRESETS)}"
         )

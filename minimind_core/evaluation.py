@@ -1,39 +1,49 @@
-"""How good a model is, in numbers that mean the same everywhere.
+"""How good a model is, in numbers that can be compared.
 
     from minimind_core.evaluation import evaluate
     evaluate("runs/sft")["exact_match"]["weather"]
+    evaluate("runs/sft", data="mine.jsonl")["perplexity"]
 
-Loss is given per token and per byte (which compares models with different
-tokenizers), on the microworld also over the floor: the summed loss of
-held-out stories over the summed negative log-probability with which the
-world wrote them. Nothing can be below 1 except by chance.
+The loss is given per token, with its standard error, and per byte, which
+also compares models with different tokenizers. On the microworld it is also
+given over the floor: the summed loss of held-out stories, divided by the
+summed negative log-probability with which the world wrote them. No model can
+be below 1 except by chance.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from minimind_core.chat import encode_prompt, stop_token_ids
+from minimind_core.chat import IGNORE_INDEX, encode_prompt, stop_token_ids
 from minimind_core.data import (
+    HELD_OUT_EVERY,
     Data,
     DataSpec,
     Encoded,
+    Messages,
     Row,
+    Slice,
     Source,
     collate,
     conversation_encoder,
     count_labels,
     document_encoder,
+    open_records,
     open_source,
     pack,
     parse_data,
+    record_kind,
 )
 from minimind_core.errors import ConfigError, DataError
 from minimind_core.generate import (
@@ -41,9 +51,14 @@ from minimind_core.generate import (
     pad_left,
     position_limit,
 )
-from minimind_core.loading import load_model
+from minimind_core.loading import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    load_config,
+    load_model,
+)
 from minimind_core.precision import detect_device
-from minimind_core.run import Run, read_metadata
+from minimind_core.run import Run, read_metadata, training_data
 from minimind_core.tokenizer import decode, special_ids
 
 if TYPE_CHECKING:
@@ -54,22 +69,35 @@ if TYPE_CHECKING:
 DOCUMENTS = 500
 SAMPLES = 200
 QUESTIONS = 100
-BATCH = 50
+
+TOKENS = 2**14
+"""Tokens of a batch, padding included; a longer row is a batch by itself."""
+LOGITS = 2**26
+"""Logits of a batch, 256 MiB in float32: fewer tokens where the vocabulary
+is large."""
+LONGEST = 2048
+"""Tokens of a row where nothing says how long rows were in training."""
 
 
 class Loss(NamedTuple):
-    """A summed loss and what it can be divided by.
+    """A summed loss, and what it can be divided by.
 
     Attributes
     ----------
     nats : float
     tokens, bytes : int
         End tokens count as tokens, not as bytes.
+    records : int
+        Documents or conversations.
+    standard_error : float or None
+        Of `per_token`, in nats, over the records; None for a single one.
     """
 
     nats: float
     tokens: int
     bytes: int
+    records: int = 0
+    standard_error: float | None = None
 
     @property
     def per_token(self) -> float:
@@ -80,6 +108,52 @@ class Loss(NamedTuple):
     def per_byte(self) -> float:
         """Nats per byte of UTF-8."""
         return self.nats / max(self.bytes, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, by the names under which `evaluate` reports it."""
+        mean = self.per_token
+        return {
+            "records": self.records,
+            "tokens": self.tokens,
+            "loss_per_token": mean,
+            "standard_error": self.standard_error,
+            # Beyond a loss of 709 the perplexity is no float any more.
+            "perplexity": math.exp(min(mean, 709.0)),
+            "loss_per_byte": self.per_byte,
+            "bits_per_byte": self.per_byte / math.log(2),
+        }
+
+
+def standard_error(
+    nats: Sequence[float], tokens: Sequence[int]
+) -> float | None:
+    """Standard error of a loss per token over independent records.
+
+    Parameters
+    ----------
+    nats, tokens : sequence
+        Summed loss and number of tokens of each record.
+
+    Returns
+    -------
+    float or None
+        None for fewer than two records.
+
+    Notes
+    -----
+    The loss per token is a ratio of two sums over records, so this is the
+    standard error of a ratio estimate (W. G. Cochran, Sampling Techniques,
+    1977, chapter 6). Tokens of one document depend on one another, so an
+    error computed over tokens would be too small.
+    """
+    count, whole = len(nats), sum(tokens)
+    if count < 2 or not whole:
+        return None
+    mean = sum(nats) / whole
+    spread = sum(
+        (a - mean * b) ** 2 for a, b in zip(nats, tokens, strict=True)
+    )
+    return math.sqrt(count / (count - 1) * spread) / whole
 
 
 @contextmanager
@@ -101,21 +175,109 @@ def _device(model: nn.Module) -> torch.device:
 # --- loss ------------------------------------------------------------------
 
 
-def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
-    """Summed loss, in float32, and number of labels of some rows.
+def batches(rows: Sequence[Row], vocab_size: int) -> list[list[int]]:
+    """Places of rows that are measured together, shortest rows first.
 
-    Rows of like length go together, so little is spent on padding.
+    Rows of similar length share a batch, so that little is spent on
+    padding, and a batch has as many as `TOKENS` and `LOGITS` allow, so that
+    memory does not grow with their length.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    vocab_size : int
+
+    Returns
+    -------
+    list of list of int
+        Each place once.
+    """
+    budget = min(TOKENS, LOGITS // vocab_size)
+    found: list[list[int]] = []
+    for place in sorted(
+        range(len(rows)), key=lambda i: len(rows[i].input_ids)
+    ):
+        # The row at hand is the longest so far, so the batch has its width.
+        width = -(-len(rows[place].input_ids) // 8) * 8
+        if found and (len(found[-1]) + 1) * width <= budget:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def row_losses(model: nn.Module, rows: Sequence[Row]) -> list[float]:
+    """Summed loss of each row, in nats.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A `MiniMind`, or a Hugging Face or peft model.
+    rows : sequence of Row
+
+    Returns
+    -------
+    list of float
+        Computed in float32 and added up in float64.
     """
     device = _device(model)
-    order = sorted(rows, key=lambda row: len(row.input_ids))
-    total = torch.zeros((), dtype=torch.float64)
+    losses = [0.0] * len(rows)
+    vocab_size: Any = model.config.vocab_size  # type: ignore[union-attr]
     with _evaluating(model):
-        for at in range(0, len(order), BATCH):
+        for chosen in batches(rows, vocab_size):
             # Padding has no label and no attention, so any id will do.
-            batch = collate(order[at : at + BATCH], 0, device)
-            out = model(**batch, num_items_in_batch=1)
-            total += out.loss.double().cpu()
-    return float(total), count_labels(rows)
+            batch = collate([rows[i] for i in chosen], 0, device)
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**batch).logits
+            for i, nats in zip(
+                chosen, _nats(logits, labels), strict=True
+            ):
+                losses[i] = nats
+    return losses
+
+
+def _nats(logits: Tensor, labels: Tensor) -> list[float]:
+    each = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels.flatten(),
+        reduction="none",
+    )
+    # Apple's GPUs have no float64, so the sums are made on the CPU.
+    return each.cpu().double().view(labels.shape).sum(1).tolist()
+
+
+def rows_loss(model: nn.Module, rows: Sequence[Row]) -> tuple[float, int]:
+    """Summed loss, and number of labels, of some rows."""
+    return math.fsum(row_losses(model, rows)), count_labels(rows)
+
+
+def _measure(
+    model: nn.Module, rows: Sequence[Row], owners: Sequence[int], size: int
+) -> Loss:
+    """The loss of rows that belong to records.
+
+    Parameters
+    ----------
+    model : nn.Module
+    rows : sequence of Row
+    owners : sequence of int
+        To which record each row belongs.
+    size : int
+        Bytes of all records.
+    """
+    nats: dict[int, float] = defaultdict(float)
+    tokens: dict[int, int] = defaultdict(int)
+    losses = row_losses(model, rows)
+    for owner, row, loss in zip(owners, rows, losses, strict=True):
+        nats[owner] += loss
+        tokens[owner] += count_labels([row])
+    return Loss(
+        math.fsum(nats.values()),
+        sum(tokens.values()),
+        size,
+        len(nats),
+        standard_error(list(nats.values()), list(tokens.values())),
+    )
 
 
 def document_loss(
@@ -133,22 +295,58 @@ def document_loss(
     tokenizer : PreTrainedTokenizerFast
     texts : sequence of str
     seq_len : int, optional
-        A longer document is cut into pieces of so many tokens; the first
-        token of a later piece is not predicted, so it is not counted.
+        A longer document is cut into pieces of so many tokens, or of as
+        many as the model has positions. The first token of a later piece
+        is not predicted, so it is not counted.
 
     Returns
     -------
     Loss
     """
     limit = seq_len or position_limit(model)
-    encoded = document_encoder(tokenizer)(list(texts))
-    pieces = [
-        Encoded(ids[at : at + limit], labels[at : at + limit])
-        for ids, labels in (one for one in encoded if one is not None)
-        for at in range(0, len(ids), limit)
-    ]
-    nats, tokens = rows_loss(model, pack(pieces, 0))
-    return Loss(nats, tokens, sum(len(text.encode()) for text in texts))
+    pieces, owners = [], []
+    for owner, one in enumerate(document_encoder(tokenizer)(list(texts))):
+        assert one is not None
+        for at in range(0, len(one.input_ids), limit):
+            ids = one.input_ids[at : at + limit]
+            pieces.append(Encoded(ids, one.labels[at : at + limit]))
+            owners.append(owner)
+    size = sum(len(text.encode()) for text in texts)
+    return _measure(model, pack(pieces, 0), owners, size)
+
+
+def conversation_loss(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Messages],
+    *,
+    seq_len: int | None = None,
+) -> Loss:
+    """Summed loss of what the assistant says in conversations.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : PreTrainedTokenizerFast
+    conversations : sequence of list of dict
+    seq_len : int, optional
+        Turns that end beyond so many tokens, or beyond the model's
+        positions, are left out. A conversation whose first answer already
+        does is left out whole and not among the loss's records.
+
+    Returns
+    -------
+    Loss
+        Its bytes are those of the supervised tokens' text.
+    """
+    limit = seq_len or position_limit(model)
+    encoded = conversation_encoder(tokenizer, limit)(list(conversations))
+    kept = [one for one in encoded if one is not None]
+    size = 0
+    for one in kept:
+        said = [label for label in one.labels if label != IGNORE_INDEX]
+        size += len(decode(tokenizer, said).encode())
+    return _measure(model, pack(kept, 0), range(len(kept)), size)
 
 
 def _first(source: Source, count: int) -> range:
@@ -172,7 +370,19 @@ def held_out_documents(
     seq_len: int | None = None,
     count: int = 200,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A check for the trainer: loss on documents it never sees.
+    """A check for the trainer: the loss on documents it does not train on.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    data
+        See `data.parse_data`; its held-out part is measured.
+    seed : int
+        Of the run.
+    seq_len : int, optional
+        See `document_loss`.
+    count : int
+        How many documents at most.
 
     Returns
     -------
@@ -206,12 +416,27 @@ def held_out_conversations(
     kind: str = "conversations",
     count: int = 200,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A check for the trainer: loss on answers it never sees.
+    """A check for the trainer: the loss on answers it does not train on.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    data
+        See `data.parse_data`; its held-out part is measured.
+    seed : int
+        Of the run.
+    seq_len : int
+        See `conversation_loss`.
+    kind : {"conversations", "skill"}
+        See `data.open_source`.
+    count : int
+        How many conversations at most.
 
     Returns
     -------
     callable
-        Of a model; gives ``validation_loss`` in nats per supervised token.
+        Of a model; gives ``validation_loss`` in nats per supervised token,
+        or nothing if no conversation fits.
     """
     records = _held_out(parse_data(data), kind, seed, count)
     encoded = conversation_encoder(tokenizer, seq_len)(records)
@@ -278,6 +503,16 @@ def sample_documents(
     count: int = 24,
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """A check for the trainer: what the model writes, and if it is valid.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    data
+        See `data.parse_data`.
+    seed : int
+        Of the samples.
+    count : int
+        How many are written.
 
     Returns
     -------
@@ -430,9 +665,11 @@ def evaluate(
     run: Run | str | Path,
     *,
     data: Data | None = None,
-    documents: int = DOCUMENTS,
-    samples: int = SAMPLES,
-    questions: int = QUESTIONS,
+    every_record: bool = False,
+    documents: int | None = None,
+    samples: int | None = None,
+    questions: int | None = None,
+    seq_len: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -443,11 +680,24 @@ def evaluate(
     run : Run or path
         A run folder, a Hugging Face folder, or a LoRA adapter's folder.
     data : optional
-        What to measure on, see `data.parse_data`; what the run was trained
-        on if not given, or the microworld if that is not known.
-    documents, samples, questions : int
-        Held-out documents; free samples (microworld); questions of each
-        kind (microworld, for a model that was fine-tuned).
+        What to measure on, see `data.parse_data`; if not given, what the
+        run was trained on. Of files that the run was trained on only the
+        held-out records are measured, of any others all of them.
+    every_record : bool
+        Measure all records of the files, those trained on included.
+    documents : int, optional
+        Most documents or conversations to measure. If not given, 500 of the
+        microworld or of held-out records, and otherwise all of them.
+    samples : int, optional
+        Only for the microworld: texts to sample; 200 if not given.
+    questions : int, optional
+        Of the microworld, for a model that was fine-tuned: questions of
+        each kind. Of files: conversations whose last answer is written anew
+        and compared. 100 if not given.
+    seq_len : int, optional
+        Only for files: longest row, in tokens. If not given, as long as in
+        training, or 2048 if that is not known. It is never more than the
+        model has positions.
     seed : int
         Of the samples, and of the training run whose held-out data it is.
     device : str
@@ -456,26 +706,243 @@ def evaluate(
     Returns
     -------
     dict
-        ``loss_per_token``, ``loss_per_byte`` (nats; float32); on the
-        microworld ``loss_over_floor`` and ``valid_fraction``; where there
-        are conversations ``exact_match`` by kind.
+        ``data`` and ``part`` ("held-out" or "all") say what was measured,
+        ``records`` and ``tokens`` how much of it, and ``skipped``, for
+        conversations, how many were too long for `seq_len`.
+        ``loss_per_token``, with its ``standard_error`` over records, and
+        ``loss_per_byte`` are in nats; ``perplexity`` and ``bits_per_byte``
+        say the same in other units. On the microworld there are also
+        ``loss_over_floor`` and ``valid_fraction``, and where there are
+        conversations ``exact_match`` by kind.
 
     Raises
     ------
-    CheckpointError, ConfigError, DataError, PrecisionError
+    ConfigError
+        For a number below 1, or an option that does not apply.
+    DataError
+        If the data cannot be read, if nothing says what to measure on, or
+        if it cannot be told which records the run was trained on.
+    CheckpointError, PrecisionError
     """
     for name, value in (
         ("documents", documents),
         ("samples", samples),
         ("questions", questions),
+        ("seq_len", seq_len),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    model, tokenizer, facts = _open(run, device)
-    stage = facts.get("stage", "")
-    spec = parse_data(data or facts.get("data") or "microworld")
+    path = run.path if isinstance(run, Run) else Path(run)
+    if not isinstance(run, Run):
+        here = detect_device(device)
+        device = here.type if device == "auto" else device
+        # A folder without a model is the first thing to be told.
+        adapter = (path / ADAPTER_CONFIG).exists()
+        load_config(adapter_base(path) if adapter else path)
+    metadata = read_metadata(path)
+    spec = _what_to_measure(path, metadata, data)
     if spec.language is None:
-        return _evaluate_files(model, tokenizer, spec, documents, seed)
+        if samples is not None:
+            raise ConfigError(
+                "samples are judged by the microworld's rules; leave the "
+                f"option out for {spec}"
+            )
+        records, kind, part = _choose(spec, metadata, every_record)
+    else:
+        for option, given in (
+            ("every_record (--all)", every_record or None),
+            ("seq_len", seq_len),
+        ):
+            if given is not None:
+                raise ConfigError(
+                    f"{option} is for files; the microworld has no end, and "
+                    "its stories are short and measured whole"
+                )
+    if isinstance(run, Run):
+        model, tokenizer = run.model, run.tokenizer
+    else:
+        model, tokenizer = load_model(run, device)
+    if spec.language is not None:
+        found = _evaluate_world(
+            model, tokenizer, spec, seed,
+            skill=metadata.get("stage") in ("lora", "merged"),
+            documents=documents or DOCUMENTS, samples=samples or SAMPLES,
+            questions=0 if metadata.get("stage") == "pretrain"
+            else questions or QUESTIONS,
+        )  # fmt: skip
+        return {"data": spec.names(), "part": "held-out", **found}
+    most = documents or (DOCUMENTS if part == "held-out" else None)
+    limit = _row_length(model, metadata, seq_len)
+    measure = _evaluate_talks if kind == "conversations" else _evaluate_texts
+    found = measure(
+        model, tokenizer, records[:most], limit, questions or QUESTIONS
+    )
+    return {"data": spec.names(), "part": part, "seq_len": limit, **found}
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """In a sentence, what `evaluate` has measured.
+
+    Parameters
+    ----------
+    found : mapping
+        What `evaluate` returned.
+    """
+    names = " ".join(found["data"])
+    part = "records"
+    if found["part"] == "held-out":
+        part = "held-out records"
+    text = f"measured on {found['records']} {part} of {names}"
+    if found["part"] == "held-out" and "seq_len" in found:
+        text += f", of which training keeps one in {HELD_OUT_EVERY}"
+    text += f": {found['tokens']} tokens"
+    if found.get("skipped"):
+        text += f"; {found['skipped']} were too long and are not counted"
+    return text
+
+
+def _what_to_measure(
+    path: Path, metadata: Mapping[str, Any], data: Data | None
+) -> DataSpec:
+    if data is not None:
+        return parse_data(data)
+    if not metadata.get("data"):
+        raise DataError(
+            f"{path}: what this model was trained on is not known, so name "
+            "what to measure it on: --data with files, or --data microworld"
+        )
+    try:
+        return parse_data(metadata["data"])
+    except DataError as error:
+        raise DataError(
+            f"{error} (that is what {path} was trained on; name other data "
+            "with --data)"
+        ) from None
+
+
+def _choose(
+    spec: DataSpec, metadata: Mapping[str, Any], every_record: bool
+) -> tuple[Sequence[Any], str, str]:
+    """The records to measure, their kind, and which part they are."""
+    kinds = {record_kind(path) for path in spec.paths}
+    if isinstance(spec.memory, list):
+        kinds = {_kind(record) for record in spec.memory}
+    elif spec.memory is not None:
+        kinds = {_kind(spec.memory.records([0])[0])}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{spec}: some records are documents and others conversations; "
+            "measure them one after the other"
+        )
+    kind = kinds.pop()
+    found = open_records(spec, kind)
+    part = "all"
+    if found.size is None:
+        raise DataError(
+            f"{spec}: has no end, so not all of it can be measured; give a "
+            "list of some of its records"
+        )
+    if not every_record and _trained_on(spec, metadata):
+        part, found = "held-out", Slice(found, held_out=True)
+    return _Lazily(found), kind, part
+
+
+def _kind(record: Any) -> str:
+    """Of a record in memory."""
+    if isinstance(record, Mapping):
+        talk = {"conversations", "messages"} & record.keys()
+        return "conversations" if talk else "text"
+    return "text" if isinstance(record, str) else "conversations"
+
+
+class _Lazily(Sequence[Any]):
+    """The records of a source with an end, read when they are needed."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return self.source.size or 0
+
+    def __getitem__(self, place: Any) -> Any:
+        places = range(len(self))[place]
+        if isinstance(places, int):
+            return self.source.records([places])[0]
+        return self.source.records(places)
+
+
+def _trained_on(spec: DataSpec, metadata: Mapping[str, Any]) -> bool:
+    """Whether a run was trained on these files.
+
+    Raises
+    ------
+    DataError
+        If it was trained on some of them only, or on others together with
+        them. Which records it held out follows from their places in the
+        files together, so it cannot be told then.
+    """
+    if spec.memory is not None:
+        # Named by a digest, so that they are the same or others.
+        return spec.names() in training_data(metadata)
+    asked = [path.resolve() for path in spec.paths]
+    overlap = None
+    for names in training_data(metadata):
+        told = [Path(re.sub(r"#(tenth|rest)$", "", str(n))) for n in names]
+        same = [
+            any(_same_file(one, path) for path in asked) for one in told
+        ]
+        if len(told) == len(asked) and all(
+            _same_file(a, b) for a, b in zip(told, asked, strict=True)
+        ):
+            return True
+        if any(same):
+            overlap = overlap or names
+    if overlap:
+        raise DataError(
+            f"{spec}: this model was trained on {' '.join(map(str, overlap))}"
+            " together, and which records it held out can only be told for "
+            "these; name exactly them, or measure all records with --all"
+        )
+    return False
+
+
+def _same_file(told: Path, path: Path) -> bool:
+    if told.resolve() == path:
+        return True
+    # A relative path was meant from the folder in which training started,
+    # which is not known any more, and a file may have been moved since. If
+    # in doubt, it is the same, because measuring what was trained on gives
+    # a loss that is too low.
+    certain = told.is_absolute() and told.exists()
+    return not certain and told.name == path.name
+
+
+def _row_length(
+    model: nn.Module, metadata: Mapping[str, Any], seq_len: int | None
+) -> int:
+    positions = position_limit(model)
+    if seq_len is not None:
+        if seq_len > positions:
+            raise ConfigError(
+                f"seq_len {seq_len} is longer than the model's {positions} "
+                "positions"
+            )
+        return seq_len
+    train = metadata.get("train") or {}
+    return min(int(train.get("seq_len") or LONGEST), positions)
+
+
+def _evaluate_world(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    spec: DataSpec,
+    seed: int,
+    *,
+    skill: bool,
+    documents: int,
+    samples: int,
+    questions: int,
+) -> dict[str, Any]:
     source: Any = open_source(spec, "text", seed=seed, held_out=True)
     chosen = _first(source, documents)
     loss = document_loss(model, tokenizer, source.records(chosen))
@@ -484,63 +951,50 @@ def evaluate(
         max_new_tokens=position_limit(model),
     )  # fmt: skip
     found: dict[str, Any] = {
-        "loss_per_token": loss.per_token,
-        "loss_per_byte": loss.per_byte,
+        **loss.to_dict(),
         "loss_over_floor": loss.nats / source.floor(chosen),
         "valid_fraction": source.valid_fraction(texts),
     }
-    if stage != "pretrain":
+    if questions:
         asked: Any = open_source(spec, "conversations", seed=seed)
-        talks = asked.questions(
-            questions, skill=stage in ("lora", "merged")
-        )
+        talks = asked.questions(questions, skill=skill)
         found["exact_match"] = exact_match(model, tokenizer, talks)
     return found
 
 
-def _evaluate_files(
+def _evaluate_texts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    spec: DataSpec,
-    documents: int,
-    seed: int,
+    texts: Sequence[str],
+    seq_len: int,
+    questions: int,
 ) -> dict[str, Any]:
-    try:
-        texts = _held_out(spec, "text", seed, documents)
-    except DataError as error:
-        if "conversations" not in str(error):
-            raise
-    else:
-        loss = document_loss(model, tokenizer, texts)
-        return {
-            "loss_per_token": loss.per_token,
-            "loss_per_byte": loss.per_byte,
-        }
-    talks = _held_out(spec, "conversations", seed, documents)
-    limit = position_limit(model)
-    encoded = conversation_encoder(tokenizer, limit)(talks)
-    rows = pack([one for one in encoded if one is not None], 0)
-    nats, tokens = rows_loss(model, rows)
-    said = [m["content"] or "" for t in talks for m in t
-            if m["role"] == "assistant"]  # fmt: skip
-    loss = Loss(nats, tokens, sum(len(text.encode()) for text in said))
-    last = [t for t in talks if t[-1]["role"] == "assistant"]
+    return document_loss(
+        model, tokenizer, texts, seq_len=seq_len
+    ).to_dict()
+
+
+def _evaluate_talks(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    talks: Sequence[Messages],
+    seq_len: int,
+    questions: int,
+) -> dict[str, Any]:
+    loss = conversation_loss(model, tokenizer, talks, seq_len=seq_len)
+    if not loss.records:
+        raise DataError(
+            f"none of {len(talks)} conversations has an answer that ends "
+            f"within {seq_len} tokens; raise --seq-len"
+        )
+    last = [t for t in talks if t[-1]["role"] == "assistant"][:questions]
     answers = answer_prompts(model, tokenizer, [t[:-1] for t in last])
     known = [t[-1]["content"] for t in last]
     right = [a == b for a, b in zip(answers, known, strict=True)]
     return {
-        "loss_per_token": loss.per_token,
-        "loss_per_byte": loss.per_byte,
+        **loss.to_dict(),
+        "skipped": len(talks) - loss.records,
+        "questions": len(right),
         "exact_match": {"all": sum(right) / max(len(right), 1)},
     }
 
-
-def _open(
-    run: Run | str | Path, device: str
-) -> tuple[Any, PreTrainedTokenizerFast, dict[str, Any]]:
-    if isinstance(run, Run):
-        return run.model, run.tokenizer, read_metadata(run.path)
-    found = detect_device(device)
-    device = found.type if device == "auto" else device
-    model, tokenizer = load_model(run, device)
-    return model, tokenizer, read_metadata(run)

@@ -5,45 +5,59 @@
     import_checkpoint("full_sft_768.pth", "runs/upstream",
                       tokenizer="path/to/minimind/model")
 
-What is written needs no code of ours: `AutoModelForCausalLM` reads it.
+What is written needs no code of ours: `AutoModelForCausalLM` of
+transformers, version 4.57 or 5, reads it. What is read must be complete:
+a weights file says nothing of the rotary base, of the epsilon in the norms,
+of the number of positions and of the tokenizer, and a wrong one of these
+makes a model worse without an error. So they are read from the files beside
+it, given, or, for MiniMind-3 itself, assumed with a warning.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimind_core.checkpoint import (
-    OLD_WEIGHTS,
-    RUN_FILE,
-    WEIGHTS,
-    generation_config,
     load_weights,
     read_weight_file,
+    read_weights,
     save_model,
     weights_of,
+    write_package,
 )
-from minimind_core.config import ModelConfig
+from minimind_core.config import PRESETS, ModelConfig
+from minimind_core.distributed import in_main_process
 from minimind_core.errors import CheckpointError, ConfigError
-from minimind_core.files import atomic_folder, require_new, write_json
-from minimind_core.loading import load_model
+from minimind_core.files import atomic_folder, require_new
+from minimind_core.loading import check_tokenizer, load_config, load_model
 from minimind_core.model import MiniMind
-from minimind_core.run import read_metadata
-from minimind_core.tokenizer import load_tokenizer, save_tokenizer
+from minimind_core.run import (
+    read_metadata,
+    training_data,
+    write_metadata,
+)
+from minimind_core.tokenizer import load_tokenizer, special_ids
 from minimind_core.version import __version__
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 FORMATS = ("safetensors", "bin")
 DTYPES = ("float32", "bfloat16", "float16")
-UPSTREAM_THETA = 1e6
+
+UNSEEN = ("rope_theta", "rms_norm_eps", "max_position_embeddings")
+"""What decides a model's output, or how long it may be, and leaves no trace
+in the shapes of its tensors."""
+
+KEPT = ("data", "trained_on", "seed", "preset", "train")
+"""What `kept` keeps."""
 
 
+@in_main_process
 def export_hf(
     run: str | Path,
     out: str | Path,
@@ -90,160 +104,366 @@ def export_hf(
     out = Path(out)
     require_new(out)
     model, tokenizer = load_model(run)
-    facts = read_metadata(run)
+    metadata = read_metadata(run)
     with atomic_folder(out) as folder:
         write_package(
             folder, model.config, weights_of(model), tokenizer,
             format=format, dtype=dtype,
         )  # fmt: skip
-        write_json(
-            folder / RUN_FILE,
-            {
-                **{k: facts[k] for k in ("data", "seed", "preset")
-                   if k in facts},
-                "stage": "hf",
-                "finished": True,
-                "minimind_core": __version__,
-            },
-        )  # fmt: skip
+        write_card(folder, out.name, model.config, metadata)
+        write_metadata(folder, {**kept(metadata), "stage": "hf"})
     return out
 
 
-def write_package(
+def kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model made from another one keeps of the other's metadata."""
+    return {name: metadata[name] for name in KEPT if name in metadata}
+
+
+# --- the model card --------------------------------------------------------
+
+_MADE = {
+    "pretrain": "It was pretrained to continue text.",
+    "sft": "It was pretrained and then fine-tuned on conversations.",
+    "lora": "It was trained with LoRA on top of its base.",
+    "merged": "A LoRA adapter was trained on its base and merged into it.",
+}
+
+_LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+
+_LOAD_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+
+
+def write_card(
     folder: Path,
-    config: ModelConfig,
-    state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    shape: ModelConfig,
+    metadata: Mapping[str, Any],
     *,
-    format: str = "safetensors",
-    dtype: str = "float32",
+    base: str | None = None,
 ) -> None:
-    """The files of a Hugging Face package, into an existing folder.
+    """Write a model card, ``README.md``, that claims only what is recorded.
 
     Parameters
     ----------
     folder : Path
-    config : ModelConfig
-    state : dict of str to Tensor
-    tokenizer : PreTrainedTokenizerFast
-    format, dtype : str
-        See `export_hf`.
-    """
-    from safetensors.torch import save_file
+    name : str
+        Of the model.
+    shape : ModelConfig
+        Of the model, or of the base of an adapter.
+    metadata : mapping
+        Of the run, as `read_metadata` gives it.
+    base : str, optional
+        For an adapter: where its base lies, as seen from its folder.
 
-    kind = getattr(torch, dtype)
-    state = {name: t.to(kind).contiguous() for name, t in state.items()}
-    if format == "bin":
-        # transformers 5 writes no such file any more, but still reads it.
-        torch.save(state, folder / OLD_WEIGHTS)
+    Notes
+    -----
+    The front matter has neither a license, because nobody has chosen one
+    yet, nor ``base_model``, because the hub takes only names of its own
+    models there and the base is a folder.
+    """
+    from huggingface_hub import ModelCardData
+
+    adapter = base is not None
+    front = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["minimind", "qwen3", *(["lora"] if adapter else [])],
+    )
+    shown = (
+        f"{shape.num_hidden_layers} layers of width {shape.hidden_size}, "
+        f"{shape.vocab_size} rows of embeddings and up to "
+        f"{shape.max_position_embeddings} positions"
+    )
+    if adapter:
+        first = (
+            f"A LoRA adapter in the format of peft. Its base, `{base}` as "
+            "seen from this folder, is a `Qwen3ForCausalLM` with "
+            f"{shape.num_parameters():,} parameters: {shown}."
+        )
     else:
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    described = {**config.to_hf(), "dtype": dtype, "torch_dtype": dtype}
-    write_json(folder / "config.json", described)
-    write_json(folder / "generation_config.json", generation_config(config))
-    save_tokenizer(tokenizer, folder)
+        first = (
+            f"A causal language model with {shape.num_parameters():,} "
+            f"parameters: {shown}. It is stored as `Qwen3ForCausalLM`."
+        )
+    load = (_LOAD_ADAPTER if adapter else _LOAD_MODEL).format(
+        name=name, base=base
+    )
+    text = f"""---
+{front.to_yaml()}
+---
+
+# {name}
+
+{first}
+
+## How it was made
+
+{_how_it_was_made(metadata)}
+It was written by minimind-core {__version__}.
+
+## How to load it
+
+```python
+{load}
+```
+
+## What is not stated here
+
+No license has been chosen and no evaluation is recorded. Add both before
+you publish it: `license: ...` belongs into the lines at the top, and
+`minimind eval` measures the loss on data that you name.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _how_it_was_made(metadata: Mapping[str, Any]) -> str:
+    stage = str(metadata.get("stage", ""))
+    if "source" in metadata:
+        made = f"It was imported from `{metadata['source']}`."
+    else:
+        made = _MADE.get(stage, "How it was trained is not recorded.")
+    lines = [made, ""]
+    # Names only: a path would tell of the machine it was trained on.
+    stages = training_data(metadata)
+    for number, stage_data in enumerate(stages, 1):
+        names = ", ".join(Path(str(one)).name for one in stage_data)
+        title = "Data" if len(stages) == 1 else f"Data of training {number}"
+        lines.append(f"- {title}: {names}")
+    train = metadata.get("train") or {}
+    shown = [
+        f"{key} {train[key]}"
+        for key in ("steps", "batch_size", "seq_len", "optimizer", "lr",
+                    "seed")
+        if key in train
+    ]  # fmt: skip
+    if shown:
+        lines.append(f"- Settings of the last training: {', '.join(shown)}")
+    return "\n".join([*lines, ""] if len(lines) > 2 else lines)
 
 
 # --- back in ---------------------------------------------------------------
 
 
+@in_main_process
 def import_checkpoint(
     source: str | Path,
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    rope_theta: float | None = None,
+    rms_norm_eps: float | None = None,
+    max_position_embeddings: int | None = None,
+    spare_rows: bool = False,
 ) -> Path:
     """Make a run folder of a model from elsewhere.
 
     Parameters
     ----------
     source : path
-        A folder with a dense Qwen3 model in the Hugging Face format, or a
-        file of MiniMind's own (``.pth``: a state dict, usually in half
-        precision), whose shape is read off its tensors.
+        A folder with a dense Qwen3 model in the Hugging Face format; or a
+        file of weights, such as MiniMind's own ``.pth``, whose shape is
+        read off its tensors. Of a training checkpoint the model is taken,
+        and the prefixes of ``DistributedDataParallel`` and
+        ``torch.compile`` are removed, however they are nested.
     out : path
         The new run folder.
     tokenizer : path, optional
-        The tokenizer's folder; needed with a file, which has none.
+        The tokenizer's folder. Without it, the tokenizer that lies in the
+        folder, or beside the file, is taken.
+    rope_theta, rms_norm_eps, max_position_embeddings : number, optional
+        What a file of weights does not show. Without them, they are read
+        from the ``config.json`` beside it. If there is none, a model of
+        exactly MiniMind-3's shape gets MiniMind's values, with a warning
+        that says so; for any other, `rope_theta` must be given.
+    spare_rows : bool
+        Accept a tokenizer with far fewer tokens than the embedding has
+        rows; see `check_tokenizer`.
 
     Returns
     -------
     Path
-        `out`.
+        `out`. Its ``minimind.json`` has what was assumed.
 
     Raises
     ------
     CheckpointError
-        If the model is of another kind, damaged, or does not fit the
-        tokenizer.
+        If the model is of another kind, damaged or incomplete, or if the
+        tokenizer does not fit it.
     OutputError
         If `out` exists.
+
+    Warns
+    -----
+    UserWarning
+        With what was assumed, because nothing said it.
     """
     source, out = Path(source), Path(out)
     require_new(out)
+    values = (rope_theta, rms_norm_eps, max_position_embeddings)
+    given = {
+        name: float(value) if name != "max_position_embeddings" else value
+        for name, value in zip(UNSEEN, values, strict=True)
+        if value is not None
+    }
+    assumed: dict[str, Any] = {}
     if source.is_dir():
-        model, tok = load_model(source)
-        if tokenizer is not None:
-            tok = load_tokenizer(tokenizer)
+        config, state = load_config(source), read_weights(source)
+        home = _tokenizer_folder(tokenizer, source)
     else:
-        state = read_weight_file(source)
-        if tokenizer is None:
-            raise CheckpointError(
-                f"{source}: a weights file has no tokenizer in it; name the "
-                "folder of the one it was trained with (--tokenizer)"
-            )
-        tok = load_tokenizer(tokenizer)
-        model = _from_state(state, source)
-    if len(tok) > model.config.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer or source}: the tokenizer has {len(tok)} tokens, "
-            f"the model only {model.config.vocab_size}"
-        )
+        state = _plain_names(read_weight_file(source), str(source))
+        shape = infer_config(state, str(source))
+        home = _tokenizer_folder(tokenizer, source.parent)
+        config, assumed = _add_unseen(shape, source, given)
+    try:
+        config = config.replace(**given)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    tok = load_tokenizer(home)
+    check_tokenizer(tok, config, str(home), spare_rows=spare_rows)
+    if not source.is_dir():
+        config = _with_special_tokens(config, tok)
+    model = MiniMind(config)
+    load_weights(model, state, str(source))
+    metadata = read_metadata(source) if source.is_dir() else {}
     with atomic_folder(out) as folder:
         save_model(model, tok, folder)
-        facts: dict[str, Any] = {
-            "stage": "import",
-            "source": source.name,
-            "finished": True,
-            "minimind_core": __version__,
-        }
-        write_json(folder / RUN_FILE, facts)
+        said = {"stage": "import", "source": source.name}
+        write_metadata(
+            folder,
+            {**kept(metadata), **said, **({"assumed": assumed} if assumed
+                                          else {})},
+        )  # fmt: skip
+    if assumed:
+        told = ", ".join(f"{k} {v:g}" for k, v in assumed.items())
+        warnings.warn(
+            f"{source.name} does not say, so MiniMind's own values are "
+            f"assumed: {told}; if that is wrong, import it anew with "
+            "--rope-theta, --rms-norm-eps or --max-positions",
+            stacklevel=2,
+        )
     return out
 
 
-def _from_state(state: dict[str, Tensor], source: Path) -> MiniMind:
-    # MiniMind saves RoPE's tables with some files; they are computed here.
-    state = {
-        name.removeprefix("_orig_mod.").removeprefix("module."): tensor
-        for name, tensor in state.items()
-        if not name.endswith(("freqs_cos", "freqs_sin"))
+def _tokenizer_folder(given: str | Path | None, beside: Path) -> Path:
+    file = beside / "tokenizer.json"
+    if given is None and not file.exists():
+        raise CheckpointError(
+            f"{file}: no such file; name the folder of the tokenizer that "
+            "the model was trained with (--tokenizer)"
+        )
+    return beside if given is None else Path(given)
+
+
+def _add_unseen(
+    shape: ModelConfig, source: Path, given: Mapping[str, Any]
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """A shape with what its tensors do not show, and what was assumed."""
+    beside = source.parent / "config.json"
+    if beside.exists():
+        told = load_config(source.parent)
+        differs = [
+            f"{name} is {getattr(told, name)}, not {getattr(shape, name)}"
+            for name in (
+                "vocab_size", "hidden_size", "num_hidden_layers",
+                "num_attention_heads", "num_key_value_heads", "head_dim",
+                "intermediate_size",
+            )
+            if getattr(told, name) != getattr(shape, name)
+        ]  # fmt: skip
+        if not differs:
+            tied = shape.tie_word_embeddings
+            return told.replace(tie_word_embeddings=tied), {}
+        if "rope_theta" not in given:
+            raise CheckpointError(
+                f"{beside}: describes another model than {source.name} "
+                f"({'; '.join(differs)}); move one of them elsewhere, or "
+                "give --rope-theta"
+            )
+    known = shape.replace(tie_word_embeddings=True) == PRESETS["base"].model
+    if "rope_theta" not in given and not known:
+        raise CheckpointError(
+            f"{source}: with which rotary base it was trained cannot be "
+            "seen in the weights, and there is no config.json beside them; "
+            "give --rope-theta (MiniMind's own training and the presets "
+            "small and base have 1e6, the preset tiny has 1e4)"
+        )
+    assumed = {
+        name: getattr(shape, name) for name in UNSEEN if name not in given
     }
-    config = infer_config(state, str(source))
-    model = MiniMind(config)
-    load_weights(model, state, str(source))
-    return model
+    return shape, assumed
 
 
-def infer_config(state: dict[str, Tensor], where: str) -> ModelConfig:
+def _with_special_tokens(config: ModelConfig, tok: Any) -> ModelConfig:
+    """The ids of the tokenizer, which no tensor knows either."""
+    bos, eos, pad = special_ids(tok)
+    return config.replace(
+        bos_token_id=bos, eos_token_id=eos, pad_token_id=pad
+    )
+
+
+_WRAPPERS = ("module", "_orig_mod")
+
+
+def _plain_names(
+    state: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Names without wrappers' prefixes, and without RoPE's tables.
+
+    ``module.`` is of ``DistributedDataParallel`` and ``_orig_mod.`` of
+    ``torch.compile``; one may hold the other. MiniMind saves RoPE's tables
+    with some files; here they are computed.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        if parts[-1:] in (["freqs_cos"], ["freqs_sin"]):
+            continue
+        short = ".".join(parts)
+        if short in plain:
+            raise CheckpointError(
+                f"{where}: {short} is in it twice, with and without a prefix"
+            )
+        plain[short] = tensor
+    return plain
+
+
+def infer_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
     """Read a dense model's shape off its tensors.
 
-    The rotary base cannot be seen in them: MiniMind's, 1e6, is taken.
+    What cannot be seen in them, `UNSEEN`, has MiniMind-3's values.
 
     Parameters
     ----------
-    state : dict of str to Tensor
+    state : mapping of str to Tensor
     where : str
         Named in errors.
 
     Raises
     ------
     CheckpointError
-        For MiniMind's mixture of experts, its models before version 3
-        (which had no QK-norm), and whatever is no Qwen3 shape.
+        For MiniMind's mixture of experts, a LoRA adapter, MiniMind's models
+        before version 3 (which had no QK-norm), and whatever else does not
+        have Qwen3's shape.
     """
     if any(".experts." in name for name in state):
         raise CheckpointError(
             f"{where}: a mixture of experts; only dense models can be read"
+        )
+    if any(".lora." in name or ".lora_A." in name for name in state):
+        raise CheckpointError(
+            f"{where}: a LoRA adapter is in it, which is only an addition to "
+            "a model; merge it into its base first (MiniMind: "
+            "convert_merge_base_lora in scripts/convert_model.py; peft: "
+            "merge_and_unload), and import the result"
         )
     first = "model.layers.0."
     needed = {
@@ -277,7 +497,6 @@ def infer_config(state: dict[str, Tensor], where: str) -> ModelConfig:
             num_key_value_heads=shape["keys"][0] // head,
             head_dim=head,
             intermediate_size=shape["gate"][0],
-            rope_theta=UPSTREAM_THETA,
             tie_word_embeddings=tied,
         )
     except ConfigError as error:

@@ -4,15 +4,19 @@
     model, tokenizer = load_model("runs/sft")       # a run
     model, tokenizer = load_model("runs/hf")        # a Hugging Face folder
     model, tokenizer = load_model("runs/lora")      # an adapter on its base
+    model, tokenizer = load_model("runs/merged")    # an adapter, merged
 
 A run folder is a Hugging Face folder with more in it, so the two are read in
-the same way. An adapter is added to its base in memory. `load_adapter` keeps
-the two apart, as peft does, and `load_hf_model` gives a folder as the class
-of transformers that it is stored for.
+the same way. An adapter is added to its base in memory, which gives the
+model that `merge_lora` would write. Where the adapter must stay apart, so
+that it can be switched off or trained on, `load_adapter` gives peft's model
+instead, and `load_hf_model` gives a folder as the class of transformers
+that it is stored for.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ADAPTER_CONFIG = "adapter_config.json"
+SPARE_ROWS = 128
+"""Rows that an embedding may have beyond the tokens, as padding."""
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -43,31 +49,56 @@ def load_config(folder: str | Path) -> ModelConfig:
     Raises
     ------
     CheckpointError
-        If the folder holds no model; an adapter folder is told apart.
+        If the folder holds no model that can be read. The message says
+        what is there instead and what to do with it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    if not (folder / "config.json").exists():
-        if (folder / "adapter_config.json").exists():
-            raise CheckpointError(
-                f"{folder}: a LoRA adapter, not a whole model; make one with "
-                f"`minimind merge {folder} --out ...`"
-            )
-        partial = (folder / CHECKPOINTS).exists()
-        raise CheckpointError(
-            f"{folder}: "
-            + (
-                "this run has not finished; continue it with --resume"
-                if partial
-                else "no config.json, so not a model folder"
-            )
-        )
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {_why_no_model(folder)}")
     try:
         return ModelConfig.from_hf(read_json(path), str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _why_no_model(folder: Path) -> str:
+    """What a path is that is no model folder, and what to do with it."""
+    if folder.is_file():
+        return (
+            "a file, not a model folder; make one of a weights file with "
+            f"`minimind import {folder} --out ...`"
+        )
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
+            return (
+                "no such folder; a model of the Hugging Face hub is opened "
+                f"from a copy: hf download {folder} --local-dir DIR"
+            )
+        return "no such folder"
+    if (folder / ADAPTER_CONFIG).exists():
+        return (
+            "a LoRA adapter, not a whole model; make one with "
+            f"`minimind merge {folder} --out ...`"
+        )
+    if (folder / CHECKPOINTS).exists():
+        return "this run has not finished; continue it with --resume"
+    if (folder / "training.pt").exists():
+        return (
+            "a checkpoint of a run; continue the run with --resume, or open "
+            f"{folder.parent.parent} once it is finished"
+        )
+    inner = sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path / "config.json").exists()
+        or (path / ADAPTER_CONFIG).exists()
+    )
+    if inner:
+        return f"not a model folder itself; in it are {', '.join(inner)}"
+    if (folder / "tokenizer.json").exists():
+        return "a tokenizer without a model (there is no config.json)"
+    return "no config.json, so not a model folder"
 
 
 def load_model(
@@ -100,12 +131,50 @@ def load_model(
     model = MiniMind(config)
     load_weights(model, state, str(folder))
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"only {config.vocab_size}"
-        )
+    check_tokenizer(tokenizer, config, str(folder))
     return model.to(device).eval(), tokenizer
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+    config: ModelConfig,
+    where: str,
+    *,
+    spare_rows: bool = True,
+) -> None:
+    """Refuse a tokenizer that does not fit the model's embedding.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    config : ModelConfig
+    where : str
+        The tokenizer's folder, for errors.
+    spare_rows : bool
+        Whether the embedding may have any number of rows that no token
+        uses. If not, `SPARE_ROWS` of them or 1% are allowed, because
+        embeddings are often padded to a size that suits the hardware: for
+        example, Qwen3 has 151,936 rows for 151,669 tokens. More than that
+        says that the tokenizer belongs to another model.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    tokens, rows = len(tokenizer), config.vocab_size
+    if tokens > rows:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokens} tokens, the model only "
+            f"{rows} rows of embeddings; name the tokenizer that the model "
+            "was trained with"
+        )
+    if not spare_rows and rows - tokens > max(SPARE_ROWS, rows // 100):
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokens} tokens, the model {rows} "
+            "rows of embeddings, so they hardly belong together; name the "
+            "tokenizer that the model was trained with, or allow unused "
+            "rows with --spare-rows"
+        )
 
 
 # --- adapters, through peft ------------------------------------------------
@@ -159,7 +228,13 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
 
 
 def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
-    """The folder of the model an adapter belongs to.
+    """The folder of the model that an adapter belongs to.
+
+    Parameters
+    ----------
+    adapter : path
+    base : path, optional
+        The folder, where it is known already.
 
     Raises
     ------
@@ -173,13 +248,16 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
     if base is not None:
         return Path(base)
     named = read_json(path).get("base_model_name_or_path") or ""
-    found = adapter / named
-    if not (found / "config.json").exists():
-        raise CheckpointError(
-            f"{path}: its base {named!r} is not there; name the exported "
-            "folder it was trained on (--base)"
-        )
-    return found
+    # Ours are named relative to the adapter; other tools take the folder
+    # from which they were started, or an absolute path.
+    for found in (adapter / named, Path(named)):
+        if named and (found / "config.json").exists():
+            return found
+    raise CheckpointError(
+        f"{path}: its base {named!r} is not there; name the folder of the "
+        "model it was trained on with --base (one of the Hugging Face hub "
+        "must be downloaded first)"
+    )
 
 
 def load_adapter(
@@ -216,7 +294,10 @@ def load_adapter(
             raise CheckpointError(
                 f"{adapter}: damaged or cut short ({error})"
             ) from error
-    return model.to(device).eval(), load_tokenizer(adapter)
+    # Adapters of other tools may leave the tokenizer to the base.
+    own = (adapter / "tokenizer.json").exists()
+    tokenizer = load_tokenizer(adapter if own else folder)
+    return model.to(device).eval(), tokenizer
 
 
 def load_merged(

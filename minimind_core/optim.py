@@ -1,8 +1,12 @@
-"""Which optimizer moves which parameter, and how fast at which step.
+"""The optimizer, and the learning rate of each step.
 
     optimizer = build_optimizer(model, config)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * learning_rate_scale(step, config)
+    for step in range(config.steps):
+        set_learning_rates(optimizer, learning_rate_scale(step, config))
+
+The parameters are sorted into three groups, which differ in their learning
+rate, their weight decay and, with the hybrid, in their optimizer. Each group
+has a ``name``, and keeps its peak rate in ``initial_lr``.
 """
 
 from __future__ import annotations
@@ -16,133 +20,157 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from minimind_core.config import TrainConfig
+from minimind_core.errors import ConfigError
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sort the parameters that learn by what they are.
+    """Sort the trainable parameters by what they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any. Parameters with ``requires_grad=False`` are left out.
 
     Returns
     -------
     dict
-        ``matrices``: the weights of hidden layers, which are decayed, and
-        which Muon can move. ``tables``: the embedding and the output head.
-        ``scales``: norms and biases.
+        ``matrices`` are the weights of hidden layers, which are decayed, and
+        which Muon can update. ``embeddings`` are the embedding and the
+        output head. ``norms`` are the norms' weights, biases, and whatever
+        else is no matrix.
     """
-    tables: set[int] = set()
+    embeddings: set[int] = set()
     for name, module in model.named_modules():
         head = name.rpartition(".")[2] == "lm_head"
         if isinstance(module, nn.Embedding) or head:
-            tables.update(id(p) for p in module.parameters())
+            embeddings.update(id(p) for p in module.parameters())
     groups: dict[str, list[nn.Parameter]] = {
-        "matrices": [], "tables": [], "scales": [],
+        "matrices": [], "embeddings": [], "norms": [],
     }  # fmt: skip
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in tables:
-            groups["tables"].append(parameter)
+        if id(parameter) in embeddings:
+            groups["embeddings"].append(parameter)
         elif parameter.ndim == 2:
             groups["matrices"].append(parameter)
         else:
-            groups["scales"].append(parameter)
+            groups["norms"].append(parameter)
     return groups
 
 
 class MuonAdamW(Optimizer):
-    """Muon for the matrices and AdamW for the rest, as one optimizer.
+    """Muon for some groups of parameters and AdamW for the others.
 
-    One object, because a gradient scaler decides per optimizer whether to
-    skip a step: with two, an overflow could stop one half of the model and
-    let the other half move.
+    This is one optimizer, because a gradient scaler decides per optimizer
+    whether to skip a step: with two, an overflow could stop one half of the
+    model and let the other half move. Its ``state``, ``param_groups`` and
+    ``state_dict`` have the standard layout, so that schedulers, accelerate
+    and distributed checkpoints can use it like any other.
 
     Parameters
     ----------
-    muon : torch.optim.Muon
-    adamw : torch.optim.AdamW
+    params : list of dict
+        Groups of parameters. A group with ``use_muon=True`` is updated by
+        `torch.optim.Muon`, which takes matrices only, and any other by
+        `torch.optim.AdamW`. Each group may set the options of its optimizer.
     """
 
-    def __init__(self, muon: Muon, adamw: AdamW) -> None:
-        self.parts: dict[str, Optimizer] = {"muon": muon, "adamw": adamw}
-        groups = [g for part in (muon, adamw) for g in part.param_groups]
-        super().__init__([p for g in groups for p in g["params"]], {})
-        # The same dictionaries, so that a rate set here is set there.
-        self.param_groups = groups
+    def __init__(self, params: list[dict[str, Any]]) -> None:
+        super().__init__(params, {"use_muon": False})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, with the defaults of its optimizer filled in."""
+        kind = Muon if param_group.get("use_muon") else AdamW
+        super().add_param_group(kind([param_group]).param_groups[0])
+
+    def _parts(self) -> tuple[Optimizer, Optimizer]:
+        """Torch's own two optimizers, working on our groups and state.
+
+        They are not made in ``__init__``, because a copied or unpickled
+        optimizer is given its groups and state only.
+        """
+        parts = self.__dict__.get("_kept_parts")
+        if parts is None:
+            # Each needs a parameter to be made with; it never updates it.
+            nothing = torch.zeros(1, 1)
+            parts = Muon([nothing]), AdamW([nothing])
+            self.__dict__["_kept_parts"] = parts
+        for part, use_muon in zip(parts, (True, False), strict=True):
+            part.state = self.state
+            part.param_groups = [
+                group
+                for group in self.param_groups
+                if group["use_muon"] == use_muon
+            ]
+        return parts
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Let both halves take their step."""
-        loss = closure() if closure is not None else None
-        for part in self.parts.values():
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts():
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Both halves' states by name."""
-        return {name: p.state_dict() for name, p in self.parts.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both halves."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        # Loading gives each half new group dictionaries.
-        self.param_groups = [
-            g for part in self.parts.values() for g in part.param_groups
-        ]
-
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimizer a config asks for, over the parameters that learn.
+    """The optimizer of a config, over the trainable parameters.
 
     Parameters
     ----------
     model : nn.Module
     config : TrainConfig
-        ``optimizer="muon"`` moves hidden matrices by Muon (Jordan et al.,
+        ``optimizer="muon"`` updates hidden matrices by Muon (Jordan et al.,
         2024) with the update's size matched to AdamW's (Liu et al.,
         arXiv:2502.16982) and all else by AdamW.
 
     Returns
     -------
     Optimizer
-        Each group keeps its peak rate in ``initial_lr``.
+        Each group has a ``name``, see `parameter_groups`, and keeps its peak
+        rate in ``initial_lr``.
+
+    Raises
+    ------
+    ConfigError
+        If every parameter is frozen.
     """
-    groups = parameter_groups(model)
-    betas = (config.beta1, config.beta2)
-    no_decay: list[dict[str, Any]] = [
-        {"params": groups[name], "weight_decay": 0.0}
-        for name in ("tables", "scales")
-        if groups[name]
-    ]
-    optimizer: Optimizer
-    if config.optimizer == "muon" and groups["matrices"]:
-        muon = Muon(
-            groups["matrices"],
-            lr=config.lr * config.muon_lr_ratio,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        if not no_decay:
-            optimizer = muon
-        else:
-            adamw = AdamW(no_decay, lr=config.lr, betas=betas)
-            optimizer = MuonAdamW(muon, adamw)
-    else:
-        decayed = {
-            "params": groups["matrices"],
-            "weight_decay": config.weight_decay,
+    adamw = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
+    muon = {
+        "use_muon": True,
+        "lr": config.lr * config.muon_lr_ratio,
+        "momentum": config.momentum,
+        "adjust_lr_fn": "match_rms_adamw",
+    }
+    hybrid = config.optimizer == "muon"
+    weight_decay = {"matrices": config.weight_decay}
+    groups: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "params": parameters,
+            "weight_decay": weight_decay.get(name, 0.0),
+            **(muon if hybrid and name == "matrices" else adamw),
         }
-        optimizer = AdamW(
-            [g for g in (decayed, *no_decay) if g["params"]],
-            lr=config.lr,
-            betas=betas,
+        for name, parameters in parameter_groups(model).items()
+        if parameters
+    ]
+    if not groups:
+        raise ConfigError(
+            "there is nothing to train: every parameter of the model is "
+            "frozen (requires_grad=False)"
         )
+    optimizer = MuonAdamW(groups) if hybrid else AdamW(groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
 def learning_rate_scale(step: int, config: TrainConfig) -> float:
-    """The share of the peak rate that a step takes.
+    """What the peak learning rate is multiplied by in a step.
 
     Parameters
     ----------
@@ -168,20 +196,47 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
     return 1.0
 
 
-def set_learning_rate(
-    optimizer: Optimizer, step: int, config: TrainConfig
-) -> float:
-    """Give every group its rate for a step; returns the first group's."""
-    scale = learning_rate_scale(step, config)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * scale
-    return float(optimizer.param_groups[0]["lr"])
+def set_learning_rates(
+    optimizer: Optimizer, scale: float
+) -> dict[str, float]:
+    """Give each group its peak rate times `scale`.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        A group without ``initial_lr`` has its present rate as its peak.
+    scale : float
+
+    Returns
+    -------
+    dict of str to float
+        The rates as the log names them: ``lr_matrices`` for the group of
+        that name, ``lr_0`` for the first of several that have none. A
+        single group without a name gives nothing.
+    """
+    rates = {}
+    for number, group in enumerate(optimizer.param_groups):
+        peak = group.setdefault("initial_lr", group["lr"])
+        group["lr"] = peak * scale
+        if "name" in group or len(optimizer.param_groups) > 1:
+            rates[f"lr_{group.get('name', number)}"] = float(group["lr"])
+    return rates
 
 
 def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Clip the gradients to a total norm, and return the norm they had.
+    """Clip the gradients to a total norm.
 
-    ``max_norm=0`` only measures.
+    Parameters
+    ----------
+    model : nn.Module
+    max_norm : float
+        0 only measures.
+
+    Returns
+    -------
+    Tensor, shape ()
+        The norm of all gradients together before they were clipped. It is
+        not finite if one of them is not.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)

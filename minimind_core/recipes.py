@@ -4,20 +4,31 @@
     run = pretrain("runs/pretrain")             # about two minutes, 2 cores
     run = sft("runs/pretrain", "runs/sft")
 
-Each checks everything it was given before it writes anything, trains in
-place, leaves a run folder and returns a `Run`. A run that was stopped goes
-on with ``resume=True`` from its last checkpoint, to the bit.
+    pretrain("runs/mine", model=ModelConfig(hidden_size=256), steps=500,
+             data=[{"text": "One day Mia met Tom."}, ...],
+             beta2=0.98, callbacks=[EarlyStopping()])
+
+Each function checks everything it was given before it writes anything,
+trains, leaves a run folder and returns a `Run`. A run that was stopped is
+continued with ``resume=True`` from its last checkpoint, to the bit.
+
+The settings start from a preset, or from what suits the base. ``config``
+changes them, and the keywords of the call change them last: every field of
+`TrainConfig` is one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from minimind_core.adapters import (
     add_adapter,
@@ -25,10 +36,22 @@ from minimind_core.adapters import (
     merge_lora,
     save_adapter,
 )
-from minimind_core.checkpoint import save_model, weights_digest
-from minimind_core.config import ModelConfig, TrainConfig, get_preset
+from minimind_core.calibration import choose_precision
+from minimind_core.callbacks import Callback
+from minimind_core.checkpoint import (
+    prune_checkpoints,
+    save_model,
+    weights_digest,
+)
+from minimind_core.config import (
+    ModelConfig,
+    Preset,
+    TrainConfig,
+    get_preset,
+)
 from minimind_core.data import (
     Data,
+    DataSpec,
     Mixture,
     Rows,
     RowStream,
@@ -38,7 +61,8 @@ from minimind_core.data import (
     parse_data,
     tokenizer_texts,
 )
-from minimind_core.errors import CheckpointError, ConfigError
+from minimind_core.distributed import run_once
+from minimind_core.errors import CheckpointError, ConfigError, DataError
 from minimind_core.evaluation import (
     held_out_conversations,
     held_out_documents,
@@ -48,221 +72,131 @@ from minimind_core.export import export_hf
 from minimind_core.files import require_new
 from minimind_core.loading import load_adapter, load_config, load_model
 from minimind_core.model import MiniMind
-from minimind_core.precision import resolve
+from minimind_core.precision import Precision, resolve
 from minimind_core.run import (
+    Record,
     Run,
     RunFolder,
     open_folder,
+    portable,
     read_log,
     read_metadata,
+    training_data,
 )
+from minimind_core.settings import (
+    Start,
+    nearest_preset,
+    recorded_settings,
+    starting_settings,
+)
+from minimind_core.threads import choose_threads
 from minimind_core.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     tokenizer_digest,
     train_tokenizer,
 )
-from minimind_core.train import Trainer
+from minimind_core.train import Check, Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+OwnOptimizer = Callable[[nn.Module], Optimizer]
+OwnSchedule = Callable[[int], float]
+
+BEHIND = 1_000_000
+"""Where an endless source is entered for the second time. The same records
+again would teach nothing new."""
 
 
-def _settings(base: TrainConfig, **changes: Any) -> TrainConfig:
-    """A preset's settings with those that were given."""
-    given = {k: v for k, v in changes.items() if v is not None}
-    return base.replace(**given)
+# --- what the stages share -------------------------------------------------
 
 
-def pretrain(
-    out: str | Path,
-    *,
-    preset: str = "tiny",
-    data: Data = "microworld",
-    tokenizer: str | Path | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    micro_batch_size: int | None = None,
-    seq_len: int | None = None,
-    packed: bool | None = None,
-    optimizer: str | None = None,
-    lr: float | None = None,
-    sample_every: int | None = None,
-    save_every: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    pth: bool = False,
-    progress: bool = True,
-) -> Run:
-    """Train a new model to continue text.
+def _settle(
+    start: TrainConfig, *layers: TrainConfig | Mapping[str, Any] | None
+) -> TrainConfig:
+    """Settings, changed by each layer in turn."""
+    for layer in layers:
+        if isinstance(layer, TrainConfig):
+            start = layer
+        elif isinstance(layer, Mapping):
+            start = start.replace(**layer)
+        elif layer is not None:
+            raise ConfigError(
+                "config must be a TrainConfig, or a mapping of some of its "
+                f"settings, not a {type(layer).__name__}"
+            )
+    return start
 
-    Parameters
-    ----------
-    out : path
-        The run folder; must be new, unless `resume`.
-    preset : {"tiny", "small", "base"}
-        Shape and settings; whatever is given below takes precedence.
-    data
-        ``microworld``, ``microworld:zh`` or paths of ``.txt`` and ``.jsonl``
-        files (``{"text": ...}``).
-    tokenizer : path, optional
-        A folder; without it a tokenizer is trained on `data` first.
-    steps, batch_size, micro_batch_size, seq_len, packed, optimizer,
-    lr, sample_every, save_every
-        See `TrainConfig`. Files are packed unless `packed` says otherwise.
-    device, dtype : str
-        See `precision.resolve`.
-    seed : int
-        Of the weights and of the data.
-    resume : bool
-        Go on from the last checkpoint of an unfinished run.
-    pth : bool
-        Also write MiniMind's native ``minimind.pth``.
-    progress : bool
-        Print a progress line.
 
-    Returns
-    -------
-    Run
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: v for name, v in values.items() if v is not None}
 
-    Raises
-    ------
-    ConfigError, DataError, PrecisionError, CheckpointError, OutputError
-        Before anything is written, wherever that can be known.
+
+def _own_code(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take what is code of the caller's own out of the settings."""
+    own = {}
+    for name in ("optimizer", "schedule"):
+        if isinstance(settings.get(name), Optimizer):
+            raise ConfigError(
+                "an optimizer is made for a model, which does not exist "
+                "yet: give a function that gets the model and returns one"
+            )
+        if callable(settings.get(name)):
+            own[name] = settings.pop(name)
+    return own
+
+
+def _shape(preset: Preset, model: Any) -> ModelConfig:
+    """The preset's shape, or the caller's."""
+    if model is None:
+        return preset.model
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, Mapping):
+        return preset.model.replace(**model)
+    raise ConfigError(
+        "model must be a ModelConfig, or a mapping of some of its fields, "
+        f"not a {type(model).__name__}"
+    )
+
+
+def _with_vocabulary(
+    shape: ModelConfig, tok: PreTrainedTokenizerFast, model: Any
+) -> ModelConfig:
+    """The shape with a row of the embedding for each token.
+
+    A number of rows that was asked for stays as it is, if it is enough.
     """
-    chosen = get_preset(preset)
-    spec = parse_data(data)
-    if packed is None and spec.language is None:
-        packed = True
-    config = _settings(
-        chosen.pretrain, steps=steps, batch_size=batch_size, seed=seed,
-        micro_batch_size=micro_batch_size, seq_len=seq_len, packed=packed,
-        optimizer=optimizer, lr=lr, device=device,
-        sample_every=sample_every, save_every=save_every, dtype=dtype,
-    )  # fmt: skip
-    precision = resolve(device, dtype)
-    folder = open_folder(out, resume=resume)
-    if folder.finished:
-        return _finished(folder.path, folder.note, progress)
-    source = open_source(spec, "text", seed=seed)
-    if folder.checkpoint is not None:
-        tok = load_tokenizer(folder.path)
-    elif tokenizer is not None:
-        tok = load_tokenizer(tokenizer)
-    else:
-        tok = train_tokenizer(tokenizer_texts(spec), chosen.vocab_size)
-    shape = chosen.model.replace(vocab_size=len(tok))
-    _require_room(shape, config)
-    torch.manual_seed(seed)
-    model = MiniMind(shape)
-    stream = Rows(
-        source, document_encoder(tok), seq_len=config.seq_len,
-        packed=config.packed, seed=seed,
-    )  # fmt: skip
-    trainer = Trainer(
-        model, stream, config, precision=precision,
-        validate=held_out_documents(
-            tok, spec, seed=seed, seq_len=config.seq_len
-        ),
-        sample=sample_documents(tok, spec, seed=seed),
-        out=folder.path, title="pretraining", progress=progress,
-        state={"data": spec.names(), "tokenizer": tokenizer_digest(tok)},
-    )  # fmt: skip
-    facts = {"stage": "pretrain", "preset": preset, "data": spec.names()}
-    return _train(trainer, folder, tok, facts, pth)
-
-
-def sft(
-    base: str | Path,
-    out: str | Path,
-    *,
-    preset: str | None = None,
-    data: Data = "microworld",
-    steps: int | None = None,
-    batch_size: int | None = None,
-    micro_batch_size: int | None = None,
-    seq_len: int | None = None,
-    optimizer: str | None = None,
-    lr: float | None = None,
-    replay: float | None = None,
-    save_every: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    pth: bool = False,
-    progress: bool = True,
-) -> Run:
-    """Teach a pretrained model to answer.
-
-    Parameters
-    ----------
-    base : path
-        The run folder of the pretrained model.
-    out : path
-        The new run folder.
-    preset : str, optional
-        Whose settings to take; the base's own if not given.
-    data
-        ``microworld``, ``microworld:zh`` or ``.jsonl`` files of
-        ``{"conversations": [{"role": ..., "content": ...}, ...]}``.
-    replay : float, optional
-        Share of rows taken from what the base was pretrained on, so that it
-        is kept; 0 does without that data.
-    steps, batch_size, micro_batch_size, seq_len, optimizer, lr,
-    save_every, device, dtype, seed, resume, pth, progress
-        As in `pretrain`.
-
-    Returns
-    -------
-    Run
-    """
-    spec = parse_data(data)
-    facts = read_metadata(base)
-    preset = preset or facts.get("preset") or "tiny"
-    config = _settings(
-        get_preset(preset).sft, steps=steps, batch_size=batch_size,
-        micro_batch_size=micro_batch_size, seq_len=seq_len, seed=seed,
-        optimizer=optimizer, lr=lr, replay=replay,
-        save_every=save_every, device=device, dtype=dtype,
-    )  # fmt: skip
-    precision = resolve(device, dtype)
-    folder = open_folder(out, resume=resume)
-    if folder.finished:
-        return _finished(folder.path, folder.note, progress)
-    source = open_source(spec, "conversations", seed=seed)
-    model, tok = load_model(base)
-    _require_room(model.config, config)
-    stream: RowStream = Rows(
-        source, conversation_encoder(tok, config.seq_len),
-        seq_len=config.seq_len, seed=seed,
-    )  # fmt: skip
-    if config.replay:
-        old = open_source(facts.get("data", "microworld"), "text", seed=seed)
-        documents = Rows(
-            old, document_encoder(tok), seq_len=config.seq_len, seed=seed
+    asked = isinstance(model, ModelConfig) or "vocab_size" in (model or {})
+    if asked and shape.vocab_size > len(tok):
+        return shape
+    if asked and shape.vocab_size < len(tok):
+        raise ConfigError(
+            f"vocab_size {shape.vocab_size} is less than the "
+            f"{len(tok)} tokens of the tokenizer"
         )
-        # The same stories again would teach nothing: start far behind them.
-        documents.drawn = 1_000_000 if old.size is None else 0
-        stream = Mixture(stream, documents, config.replay, seed)
-    torch.manual_seed(seed)
-    trainer = Trainer(
-        model, stream, config, precision=precision,
-        validate=held_out_conversations(
-            tok, spec, seed=seed, seq_len=config.seq_len
-        ),
-        out=folder.path, title="fine-tuning", progress=progress,
-        state={
-            "data": spec.names(),
-            "base": weights_digest(model),
-            "tokenizer": tokenizer_digest(tok),
-        },
-    )  # fmt: skip
-    said = {"stage": "sft", "preset": preset, "data": spec.names()}
-    return _train(trainer, folder, tok, said, pth)
+    return shape.replace(vocab_size=len(tok))
+
+
+#: Settings that a stage has no use for, and why.
+WITHOUT_EFFECT = {
+    "pretrain": {"replay": "pretraining has no earlier data to replay"},
+    "sft": {
+        "packed": "conversations are not packed",
+        "sample_every": "samples are drawn in pretraining only",
+    },
+}
+WITHOUT_EFFECT["lora"] = WITHOUT_EFFECT["sft"]
+
+
+def _refuse_without_effect(stage: str, config: TrainConfig) -> None:
+    for name, reason in WITHOUT_EFFECT[stage].items():
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name}={getattr(config, name)} would have no effect: "
+                f"{reason}"
+            )
 
 
 def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
@@ -273,73 +207,502 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
         )
 
 
-def _finished(path: Path, note: str, progress: bool) -> Run:
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give torch its number of threads back when a training has ended."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose(
+    shape: ModelConfig, config: TrainConfig, folder: RunFolder
+) -> Precision:
+    """The number format and the threads of a training that begins.
+
+    A training that is resumed takes both from its checkpoint.
+    """
+    if folder.checkpoint is not None:
+        return resolve(config.device, config.dtype)
+    torch.set_num_threads(config.threads or choose_threads(shape).number)
+    return choose_precision(
+        config.device, config.dtype, model=shape, seq_len=config.seq_len,
+        batch_size=config.micro_batch_size or config.batch_size,
+        optimizer=config.optimizer,
+    )  # fmt: skip
+
+
+def _held_out(
+    spec: DataSpec, validate: Check | None, make: Callable[[], Check]
+) -> Check | None:
+    """The check that validates: the caller's, or one on held-out records.
+
+    Nothing can be held out of a source of the caller's that has no end.
+    """
+    if validate is not None:
+        return validate
+    if getattr(spec.memory, "size", 0) is None:
+        return None
+    return make()
+
+
+def _announced(start: Start, config: TrainConfig, base: Path) -> str:
+    """One line on settings that nobody chose; empty if a preset did."""
+    if not start.about:
+        return ""
+    micro = min(config.micro_batch_size or config.batch_size,
+                config.batch_size)  # fmt: skip
+    return (
+        f"{base} is {start.about}; training {config.steps} steps of "
+        f"{config.batch_size} rows ({micro} at a time) of up to "
+        f"{config.seq_len} tokens with {config.optimizer} at lr "
+        f"{config.lr:g}, "
+        + (f"replay {config.replay:g}" if config.replay else "no replay")
+    )
+
+
+def _finished(
+    folder: RunFolder,
+    progress: bool,
+    load: Callable[[Path], tuple[Any, Any]] = load_model,
+) -> Run:
     """A resumed run that needs nothing more."""
     if progress:
-        print(note)
-    model, tok = load_model(path)
-    return Run(model, tok, read_log(path), path)
+        run_once(lambda: print(folder.note))
+    model, tok = load(folder.path)
+    return Run(model, tok, read_log(folder.path), folder.path, trained=False)
+
+
+def _skipped(rows: Rows, config: TrainConfig) -> str:
+    """What was not trained on, in words; empty if that is nothing."""
+    if not rows.skipped:
+        return ""
+    share = rows.skipped / rows.drawn
+    return (
+        f"left out {rows.skipped} of {rows.drawn} records ({share:.0%}): "
+        "they have nothing to learn within their first "
+        f"{config.seq_len} tokens (--seq-len)"
+    )
 
 
 def _train(
     trainer: Trainer,
     folder: RunFolder,
     tok: PreTrainedTokenizerFast,
-    facts: dict[str, Any],
-    pth: bool,
+    metadata: Record,
+    *,
+    rows: Rows,
+    note: str,
+    write: Callable[[nn.Module], None],
 ) -> Run:
     """From a trainer that is ready to a finished run folder."""
-    first = trainer.processes.is_main
-    if first:
-        if folder.note and trainer.progress.stream is not None:
-            print(folder.note)
-        folder.begin()
+
+    def begin() -> None:
         if folder.checkpoint is None:
+            folder.begin({**metadata, **trainer.metadata()})
             # From the first step on, a run carries its tokenizer.
             save_tokenizer(tok, folder.path)
-    trainer.processes.barrier()
+
+    def finish() -> None:
+        write(trainer.model)
+        folder.finish({**metadata, **trainer.metadata()})
+        prune_checkpoints(folder.path, keep=1)
+
+    def say(text: str) -> None:
+        if text and trainer.processes.is_main:
+            trainer.progress.say(text)
+
+    say(folder.note)
+    say(note)
+    trainer.processes.once(begin)
     if folder.checkpoint is not None:
         trainer.resume(folder.checkpoint)
-    history = trainer.fit()
-    model = trainer.model
-    assert isinstance(model, MiniMind)
-    if first:
-        save_model(model, tok, folder.path, pth=pth)
-        folder.finish(
-            {
-                **facts,
-                "seed": trainer.config.seed,
-                "precision": trainer.precision.dtype,
-                "train": trainer.config.to_dict(),
-            }
+        trainer.processes.once(
+            lambda: folder.begin({**metadata, **trainer.metadata()})
         )
-    trainer.processes.barrier()
-    return Run(model, tok, history, folder.path)
+    history = trainer.fit()
+    trainer.processes.once(finish)
+    say(_skipped(rows, trainer.config))
+    return Run(trainer.model, tok, history, folder.path)
 
 
+# --- the stages ------------------------------------------------------------
+
+
+@_own_threads()
+def pretrain(
+    out: str | Path,
+    *,
+    preset: str | Preset | None = None,
+    model: ModelConfig | Mapping[str, Any] | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    data: Data | None = None,
+    base: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    seq_len: int | None = None,
+    packed: bool | None = None,
+    optimizer: str | OwnOptimizer | None = None,
+    lr: float | None = None,
+    schedule: str | OwnSchedule | None = None,
+    save_every: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
+    validate: Check | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    pth: bool | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train a model to continue text: a new one, or one that exists.
+
+    Parameters
+    ----------
+    out : path
+        The run folder; must be new, unless `resume`.
+    preset : {"tiny", "small", "base"} or Preset, optional
+        Shape and settings to start from. If it is not given: what the base
+        had or what suits it, the preset nearest to `model` in size, or
+        ``tiny``.
+    model : ModelConfig or mapping, optional
+        The shape, or some fields of it that differ from the preset's.
+    config : TrainConfig or mapping, optional
+        The settings in place of the preset's, or some that differ from it.
+    data
+        ``microworld`` (the default), ``microworld:zh``, paths of ``.txt``
+        and ``.jsonl`` files (``{"text": ...}``), records in memory, or a
+        `Source`; see `data.parse_data`.
+    base : path, optional
+        A model's folder, whose weights, shape and tokenizer are taken. The
+        learning rate starts anew, with its warm-up.
+    tokenizer : path, optional
+        A folder; without it a tokenizer is trained on `data` first.
+    steps, batch_size, micro_batch_size, seq_len, packed, lr, save_every,
+    device, dtype, seed
+        See `TrainConfig`. Files are packed unless `packed` says otherwise.
+    optimizer : {"muon", "adamw"} or callable, optional
+        A callable gets the model and returns a `torch.optim.Optimizer`.
+    schedule : {"linear", "cosine", "constant"} or callable, optional
+        A callable gets the step, counted from 0, and returns what the peak
+        learning rates are multiplied by.
+    validate : callable, optional
+        Gets the model and returns what joins the log; by default the loss
+        on held-out records.
+    callbacks : sequence of Callback
+        See `minimind_core.callbacks`.
+    resume : bool
+        Continue from the last checkpoint of an unfinished run, or of a
+        finished one that is to get more `steps`. What is not given is as
+        the run began.
+    pth : bool, optional
+        Also write MiniMind's native ``minimind.pth``.
+    progress : bool
+        Print how far training is.
+    **settings
+        Any other field of `TrainConfig`.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ConfigError, DataError, PrecisionError, CheckpointError, OutputError
+        Before anything is written, wherever that can be known.
+    """
+    settings |= _given(
+        steps=steps, batch_size=batch_size, seq_len=seq_len, packed=packed,
+        micro_batch_size=micro_batch_size, optimizer=optimizer, lr=lr,
+        schedule=schedule, save_every=save_every, device=device,
+        dtype=dtype, seed=seed,
+    )  # fmt: skip
+    own = _own_code(settings)
+    was = recorded_settings(out, "pretrain") if resume else {}
+    base = base if base is not None else was.get("base")
+    preset = preset if preset is not None else was.get("preset")
+    model = model if model is not None else was.get("model")
+    tokenizer = tokenizer if tokenizer is not None else was.get("tokenizer")
+    pth = was.get("pth", False) if pth is None else pth
+    spec = parse_data(
+        data if data is not None else was.get("data", "microworld")
+    )
+    if base is not None:
+        for name, value in (("model", model), ("tokenizer", tokenizer)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} cannot be given with a base, whose own is used"
+                )
+        shape = load_config(base)
+        start = starting_settings(
+            "pretrain", shape, read_metadata(base), preset
+        )
+        known_as = start.preset
+    else:
+        if preset is None and isinstance(model, ModelConfig):
+            preset = nearest_preset(model)
+        chosen = get_preset(preset if preset is not None else "tiny")
+        shape = _shape(chosen, model)
+        start = Start(chosen.pretrain)
+        known_as = chosen.name
+    if spec.language is None:
+        start = replace(start, config=start.config.replace(packed=True))
+    plan = _settle(start.config, was.get("config"), config, settings)
+    _refuse_without_effect("pretrain", plan)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
+    folder = open_folder(out, resume=resume, steps=plan.steps)
+    if folder.finished:
+        return _finished(folder, progress)
+    source = open_source(spec, "text", seed=plan.seed)
+    if base is not None:
+        net, tok = load_model(base)
+        _require_room(net.config, plan)
+        torch.manual_seed(plan.seed)
+    else:
+        if folder.checkpoint is not None:
+            tok = load_tokenizer(folder.path)
+        elif tokenizer is not None:
+            tok = load_tokenizer(tokenizer)
+        else:
+            tok = run_once(
+                lambda: train_tokenizer(
+                    tokenizer_texts(spec), shape.vocab_size
+                )
+            )
+            model = None
+        shape = _with_vocabulary(shape, tok, model)
+        _require_room(shape, plan)
+        torch.manual_seed(plan.seed)
+        net = MiniMind(shape)
+    rows = Rows(
+        source, document_encoder(tok), seq_len=plan.seq_len,
+        packed=plan.packed, seed=plan.seed,
+    )  # fmt: skip
+    state = {
+        **portable({"data": spec.names()}, folder.path),
+        "tokenizer": tokenizer_digest(tok),
+    }
+    if base is not None:
+        state["base"] = weights_digest(net.parameters())
+        rows.drawn = BEHIND if source.size is None else 0
+    trainer = Trainer(
+        net, rows, plan, precision=_choose(net.config, plan, folder),
+        state=state,
+        validate=_held_out(spec, validate, lambda: held_out_documents(
+            tok, spec, seed=plan.seed, seq_len=plan.seq_len
+        )),
+        sample=sample_documents(tok, spec, seed=plan.seed),
+        out=folder.path, title="pretraining", progress=progress,
+        callbacks=callbacks, **own,
+    )  # fmt: skip
+    metadata = {
+        "stage": "pretrain",
+        "preset": known_as,
+        "data": spec.names(),
+        "base": base and str(base),
+        "tokenizer": tokenizer and str(tokenizer),
+        "pth": pth,
+        "model": net.config.as_given(),
+        "own_code": sorted(own),
+    }
+    return _train(
+        trainer, folder, tok, metadata, rows=rows,
+        note=_announced(start, plan, Path(base or "")),
+        write=lambda trained: _write(trained, tok, folder.path, pth),
+    )  # fmt: skip
+
+
+def _write(
+    model: nn.Module, tok: PreTrainedTokenizerFast, path: Path, pth: bool
+) -> None:
+    assert isinstance(model, MiniMind)
+    save_model(model, tok, path, pth=pth)
+
+
+@_own_threads()
+def sft(
+    base: str | Path,
+    out: str | Path,
+    *,
+    preset: str | Preset | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    data: Data | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    seq_len: int | None = None,
+    optimizer: str | OwnOptimizer | None = None,
+    lr: float | None = None,
+    schedule: str | OwnSchedule | None = None,
+    replay: float | None = None,
+    save_every: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
+    validate: Check | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    pth: bool | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Teach a pretrained model to answer.
+
+    Parameters
+    ----------
+    base : path
+        The folder of the pretrained model: a run, or any model that
+        `load_model` opens. Its shape and tokenizer are kept.
+    out : path
+        The new run folder.
+    preset : str or Preset, optional
+        Whose settings to start from; the base's own if it is not given. A
+        base from elsewhere gets settings that suit its size, which are
+        shown before training starts.
+    config : TrainConfig or mapping, optional
+        The settings in place of the preset's, or some that differ from it.
+    data
+        ``microworld`` (the default), ``microworld:zh``, ``.jsonl`` files of
+        ``{"conversations": [{"role": ..., "content": ...}, ...]}``, such
+        records in memory, or a `Source`.
+    replay : float, optional
+        Share of rows taken from what the base was pretrained on, so that it
+        is not forgotten; with 0 that data is not needed.
+    steps, batch_size, micro_batch_size, seq_len, optimizer, lr, schedule,
+    save_every, device, dtype, seed, validate, callbacks, resume, pth,
+    progress, **settings
+        As in `pretrain`.
+
+    Returns
+    -------
+    Run
+    """
+    settings |= _given(
+        steps=steps, batch_size=batch_size, seq_len=seq_len, lr=lr,
+        micro_batch_size=micro_batch_size, optimizer=optimizer,
+        schedule=schedule, replay=replay, save_every=save_every,
+        device=device, dtype=dtype, seed=seed,
+    )  # fmt: skip
+    own = _own_code(settings)
+    was = recorded_settings(out, "sft") if resume else {}
+    preset = preset if preset is not None else was.get("preset")
+    pth = was.get("pth", False) if pth is None else pth
+    spec = parse_data(
+        data if data is not None else was.get("data", "microworld")
+    )
+    shape, before = load_config(base), read_metadata(base)
+    start = starting_settings("sft", shape, before, preset)
+    plan = _settle(start.config, was.get("config"), config, settings)
+    _require_room(shape, plan)
+    _refuse_without_effect("sft", plan)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
+    folder = open_folder(out, resume=resume, steps=plan.steps)
+    if folder.finished:
+        return _finished(folder, progress)
+    source = open_source(spec, "conversations", seed=plan.seed)
+    old = _replayed(base, before, plan) if plan.replay else None
+    net, tok = load_model(base)
+    rows = Rows(
+        source, conversation_encoder(tok, plan.seq_len),
+        seq_len=plan.seq_len, seed=plan.seed,
+    )  # fmt: skip
+    stream: RowStream = rows
+    if old is not None:
+        documents = Rows(
+            old, document_encoder(tok), seq_len=plan.seq_len, seed=plan.seed
+        )
+        documents.drawn = BEHIND if old.size is None else 0
+        stream = Mixture(stream, documents, plan.replay, plan.seed)
+    torch.manual_seed(plan.seed)
+    trainer = Trainer(
+        net, stream, plan, precision=_choose(shape, plan, folder),
+        validate=_held_out(spec, validate, lambda: held_out_conversations(
+            tok, spec, seed=plan.seed, seq_len=plan.seq_len
+        )),
+        out=folder.path, title="fine-tuning", progress=progress,
+        state={
+            **portable({"data": spec.names()}, folder.path),
+            "base": weights_digest(net.parameters()),
+            "tokenizer": tokenizer_digest(tok),
+        },
+        callbacks=callbacks, **own,
+    )  # fmt: skip
+    metadata = {
+        "stage": "sft",
+        "preset": start.preset,
+        "data": spec.names(),
+        "trained_on": training_data(before),
+        "base": str(base),
+        "pth": pth,
+        "model": shape.as_given(),
+        "own_code": sorted(own),
+    }
+    return _train(
+        trainer, folder, tok, metadata, rows=rows,
+        note=_announced(start, plan, Path(base)),
+        write=lambda trained: _write(trained, tok, folder.path, pth),
+    )  # fmt: skip
+
+
+def _replayed(base: str | Path, metadata: Record, plan: TrainConfig) -> Any:
+    """What the base was pretrained on, to be replayed."""
+    if not metadata.get("data"):
+        raise ConfigError(
+            f"{base} does not say what it was pretrained on, so nothing of "
+            "that can be replayed; use --replay 0"
+        )
+    try:
+        return open_source(metadata["data"], "text", seed=plan.seed)
+    except DataError as error:
+        raise DataError(
+            f"{error} (it is what {base} was pretrained on, of which "
+            f"{plan.replay:.0%} of the rows are to be replayed; without it, "
+            "use --replay 0)"
+        ) from None
+
+
+LORA_DEFAULTS: dict[str, Any] = {
+    "rank": 8, "alpha": 16.0, "targets": "all-linear", "dropout": 0.0,
+    "use_rslora": False, "use_dora": False,
+}  # fmt: skip
+
+
+@_own_threads()
 def train_lora(
     base: str | Path,
     out: str | Path,
     *,
-    data: Data = "microworld",
-    rank: int = 8,
-    alpha: float = 16,
-    targets: str | Sequence[str] = "all-linear",
-    dropout: float = 0.0,
-    use_rslora: bool = False,
-    use_dora: bool = False,
+    preset: str | Preset | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    data: Data | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    targets: str | Sequence[str] | None = None,
+    dropout: float | None = None,
+    use_rslora: bool | None = None,
+    use_dora: bool | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    micro_batch_size: int | None = None,
     seq_len: int | None = None,
+    optimizer: str | OwnOptimizer | None = None,
     lr: float | None = None,
+    schedule: str | OwnSchedule | None = None,
     replay: float | None = None,
-    preset: str | None = None,
     save_every: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
+    validate: Check | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> Run:
     """Teach an exported model a new skill through a LoRA adapter.
 
@@ -350,18 +713,22 @@ def train_lora(
     out : path
         The adapter's folder, in peft's format. It names its base relative
         to itself, so both may be moved together.
+    preset, config
+        As in `sft`.
     data
-        ``microworld`` (its new style), ``microworld:zh`` or
-        ``.jsonl`` conversations.
+        ``microworld`` (its new style, the default), ``microworld:zh``,
+        ``.jsonl`` conversations, records in memory, or a `Source`.
     rank, alpha, dropout, use_rslora, use_dora
-        See `peft.LoraConfig`.
-    targets : "all-linear" or sequence of str
+        See `peft.LoraConfig`; by default rank 8, alpha 16 and none of the
+        others.
+    targets : "all-linear" or sequence of str, optional
         Which layers are adapted; by name.
     replay : float, optional
         Share of rows from the microworld's ordinary conversations, so that
         the old style is kept where it belongs.
-    steps, batch_size, seq_len, lr, preset, save_every, device,
-    dtype, seed, resume, progress
+    steps, batch_size, micro_batch_size, seq_len, optimizer, lr, schedule,
+    save_every, device, dtype, seed, validate, callbacks, resume, progress,
+    **settings
         As in `pretrain`.
 
     Returns
@@ -374,87 +741,91 @@ def train_lora(
     ConfigError, DataError, PrecisionError, CheckpointError, OutputError
     """
     base, out = Path(base), Path(out)
-    spec = parse_data(data)
-    facts = read_metadata(base)
-    chosen = get_preset(preset or facts.get("preset") or "tiny").lora
-    changes = {
-        "steps": steps, "batch_size": batch_size, "seq_len": seq_len,
-        "lr": lr, "replay": replay, "seed": seed,
-        "save_every": save_every, "device": device, "dtype": dtype,
-    }  # fmt: skip
-    config = chosen.replace(
-        **{k: v for k, v in changes.items() if v is not None}
+    settings |= _given(
+        steps=steps, batch_size=batch_size, seq_len=seq_len, lr=lr,
+        micro_batch_size=micro_batch_size, optimizer=optimizer,
+        schedule=schedule, replay=replay, save_every=save_every,
+        device=device, dtype=dtype, seed=seed,
+    )  # fmt: skip
+    own = _own_code(settings)
+    was = recorded_settings(out, "lora") if resume else {}
+    preset = preset if preset is not None else was.get("preset")
+    spec = parse_data(
+        data if data is not None else was.get("data", "microworld")
     )
-    precision = resolve(device, dtype)
+    adapter = {
+        name: was.get(name, default)
+        for name, default in LORA_DEFAULTS.items()
+    } | _given(
+        rank=rank, alpha=alpha, dropout=dropout, use_rslora=use_rslora,
+        use_dora=use_dora, targets=targets,
+    )  # fmt: skip
+    if not isinstance(adapter["targets"], str):
+        adapter["targets"] = list(adapter["targets"])
+    if not isinstance(adapter["rank"], int) or adapter["rank"] < 1:
+        raise ConfigError(f"rank must be at least 1, not {adapter['rank']}")
     shape = load_config(base)
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
-    check_targets(targets, shape)
-    folder = open_folder(out, resume=resume)
+    check_targets(adapter["targets"], shape)
+    before = read_metadata(base)
+    start = starting_settings("lora", shape, before, preset)
+    plan = _settle(start.config, was.get("config"), config, settings)
+    _require_room(shape, plan)
+    _refuse_without_effect("lora", plan)
+    resolve(plan.device, plan.dtype)  # raises for a device not there
+    folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
-        if progress:
-            print(folder.note)
-        model, tok = load_adapter(out)
-        return Run(model, tok, read_log(out), out)
-    source = open_source(spec, "skill", seed=seed)
+        return _finished(folder, progress, load_adapter)
+    source = open_source(spec, "skill", seed=plan.seed)
     tok = load_tokenizer(base)
     if len(tok) > shape.vocab_size:
         raise CheckpointError(
             f"{base}: the tokenizer has {len(tok)} tokens, the model only "
             f"{shape.vocab_size}"
         )
-    encode = conversation_encoder(tok, config.seq_len)
-    stream: RowStream = Rows(
-        source, encode, seq_len=config.seq_len, seed=seed
-    )
-    if config.replay:
+    encode = conversation_encoder(tok, plan.seq_len)
+    rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
+    stream: RowStream = rows
+    if plan.replay:
         language = spec.language or "en"
         world = "microworld" if language == "en" else f"microworld:{language}"
-        old = open_source(world, "conversations", seed=seed)
-        kept = Rows(old, encode, seq_len=config.seq_len, seed=seed)
-        stream = Mixture(stream, kept, config.replay, seed)
-    torch.manual_seed(seed)
-    model = add_adapter(
-        base, rank=rank, alpha=alpha, targets=targets, dropout=dropout,
-        use_rslora=use_rslora, use_dora=use_dora,
-    )  # fmt: skip
+        old = open_source(world, "conversations", seed=plan.seed)
+        kept = Rows(old, encode, seq_len=plan.seq_len, seed=plan.seed)
+        stream = Mixture(stream, kept, plan.replay, plan.seed)
+    torch.manual_seed(plan.seed)
+    model = add_adapter(base, **adapter)
     trainer = Trainer(
-        model, stream, config, precision=precision,
-        validate=held_out_conversations(
-            tok, spec, seed=seed, seq_len=config.seq_len, kind="skill"
-        ),
+        model, stream, plan, precision=_choose(shape, plan, folder),
+        validate=_held_out(spec, validate, lambda: held_out_conversations(
+            tok, spec, seed=plan.seed, seq_len=plan.seq_len, kind="skill"
+        )),
         out=out, title="LoRA", progress=progress,
         state={
-            "data": spec.names(), "rank": rank, "alpha": alpha,
-            "targets": targets if isinstance(targets, str)
-            else list(targets),
-            "dropout": dropout, "use_rslora": use_rslora,
-            "use_dora": use_dora, "tokenizer": tokenizer_digest(tok),
+            **portable({"data": spec.names()}, out),
+            **adapter,
+            "base": weights_digest(
+                p for p in model.parameters() if not p.requires_grad
+            ),
+            "tokenizer": tokenizer_digest(tok),
         },
+        callbacks=callbacks, **own,
     )  # fmt: skip
-    first = trainer.processes.is_main
-    if first:
-        if folder.note and progress:
-            print(folder.note)
-        folder.begin()
-    trainer.processes.barrier()
-    if folder.checkpoint is not None:
-        trainer.resume(folder.checkpoint)
-    history = trainer.fit()
-    if first:
-        save_adapter(model, tok, base, out)
-        folder.finish(
-            {
-                "stage": "lora",
-                "data": facts.get("data", spec.names()),
-                "skill_data": spec.names(),
-                "seed": seed,
-                "precision": precision.dtype,
-                "train": config.to_dict(),
-            }
-        )
-    trainer.processes.barrier()
-    return Run(model, tok, history, out)
+    metadata = {
+        "stage": "lora",
+        "preset": start.preset,
+        "data": spec.names(),
+        "trained_on": training_data(before),
+        "base": str(base),
+        **adapter,
+        "model": shape.as_given(),
+        "own_code": sorted(own),
+    }
+    return _train(
+        trainer, folder, tok, metadata, rows=rows,
+        note=_announced(start, plan, base),
+        write=lambda trained: save_adapter(
+            trained, tok, base, out, {**metadata, **trainer.metadata()}
+        ),
+    )  # fmt: skip
 
 
 # --- all of it -------------------------------------------------------------
@@ -482,15 +853,15 @@ class Journey:
 def run_journey(
     out: str | Path,
     *,
-    preset: str = "tiny",
+    preset: str | Preset = "tiny",
     data: Data = "microworld",
     text: Data | None = None,
     chat: Data | None = None,
     lora_chat: Data | None = None,
     steps: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Journey:
@@ -501,7 +872,8 @@ def run_journey(
     out : path
         Gets the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
-    preset : {"tiny", "small", "base"}
+    preset : {"tiny", "small", "base"} or Preset
+        Shape, and the settings of each training.
     data
         ``microworld`` or ``microworld:zh``, for what is not given below.
     text, chat, lora_chat : paths, optional
@@ -510,10 +882,12 @@ def run_journey(
         it and not used in fine-tuning.
     steps : int, optional
         Of each of the three trainings.
-    device, dtype, seed, progress
+    device, dtype, seed
         As in `pretrain`.
     resume : bool
-        Go on with a journey that was stopped.
+        Continue a journey that was stopped.
+    progress : bool
+        Print what is done, and how far each training is.
 
     Returns
     -------
@@ -525,8 +899,8 @@ def run_journey(
         As `pretrain`, `sft`, `export_hf`, `train_lora` and `merge_lora` do.
     """
     out = Path(out)
-    get_preset(preset)
-    resolve(device, dtype)
+    chosen = get_preset(preset)
+    resolve(device or "auto", dtype or "auto")
     world = parse_data(data)
     chosen_text = parse_data(text) if text is not None else world
     chosen_chat = parse_data(chat) if chat is not None else world
@@ -541,40 +915,71 @@ def run_journey(
     open_source(chosen_chat, "conversations")
     open_source(chosen_lora, "skill")
     if not resume:
-        require_new(out)
+        run_once(lambda: require_new(out))
     common: dict[str, Any] = {
         "device": device, "dtype": dtype, "seed": seed, "resume": resume,
-        "steps": steps, "progress": progress,
+        "steps": steps, "progress": progress, "preset": chosen,
     }  # fmt: skip
 
     def make_tokenizer() -> None:
         texts = tokenizer_texts(chosen_text, chosen_chat)
-        size = get_preset(preset).vocab_size
-        train_tokenizer(texts, size, out=out / "tokenizer")
+        train_tokenizer(texts, chosen.vocab_size, out=out / "tokenizer")
 
-    stages: dict[str, Callable[[], object]] = {
-        "tokenizer": make_tokenizer,
-        "pretrain": lambda: pretrain(
-            out / "pretrain", preset=preset, data=chosen_text,
-            tokenizer=out / "tokenizer", **common,
+    def count(plan: TrainConfig) -> str:
+        return f"{steps if steps is not None else plan.steps} steps"
+
+    stages: dict[str, tuple[str, Callable[[], object]]] = {
+        "tokenizer": (
+            f"a tokenizer of at most {chosen.vocab_size} tokens, from "
+            f"{chosen_text}",
+            make_tokenizer,
         ),
-        "sft": lambda: sft(
-            out / "pretrain", out / "sft", data=chosen_chat, **common
+        "pretrain": (
+            f"a new model learns to continue text: {count(chosen.pretrain)} "
+            f"on {chosen_text}",
+            lambda: pretrain(
+                out / "pretrain", data=chosen_text,
+                tokenizer=out / "tokenizer", **common,
+            ),
         ),
-        "hf": lambda: export_hf(out / "sft", out / "hf"),
-        "lora": lambda: train_lora(
-            out / "hf", out / "lora", data=chosen_lora, **common
+        "sft": (
+            f"it learns to answer: {count(chosen.sft)} on {chosen_chat}",
+            lambda: sft(
+                out / "pretrain", out / "sft", data=chosen_chat, **common
+            ),
         ),
-        "merged": lambda: merge_lora(out / "lora", out / "merged"),
+        "hf": (
+            "the same model as a Hugging Face package",
+            lambda: export_hf(out / "sft", out / "hf"),
+        ),
+        "lora": (
+            f"an adapter learns a new style: {count(chosen.lora)} on "
+            f"{chosen_lora}",
+            lambda: train_lora(
+                out / "hf", out / "lora", data=chosen_lora, **common
+            ),
+        ),
+        "merged": (
+            "the adapter is added to the model",
+            lambda: merge_lora(out / "lora", out / "merged"),
+        ),
     }  # fmt: skip
-    seconds: dict[str, float] = {}
-    whole = {"tokenizer", "hf", "merged"}
-    for name, make in stages.items():
-        started = time.perf_counter()
-        # These three appear complete or not at all, so they are there.
-        if not (resume and name in whole and (out / name).exists()):
-            make()
-        seconds[name] = round(time.perf_counter() - started, 1)
+
+    def say(text: str) -> None:
         if progress:
-            print(f"{name:<9} {seconds[name]:6.1f} s  {out / name}")
+            run_once(lambda: print(text, flush=True))
+
+    seconds: dict[str, float] = {}
+    trained = {"pretrain", "sft", "lora"}
+    for number, (name, (about, make)) in enumerate(stages.items(), 1):
+        started = time.perf_counter()
+        say(f"{number}/{len(stages)} {name}: {about}")
+        if name in trained:
+            make()
+        # The others appear complete or not at all, so that they need not
+        # be made again if they are there.
+        elif not (resume and (out / name).exists()):
+            run_once(make)
+        seconds[name] = round(time.perf_counter() - started, 1)
+        say(f"    {seconds[name]:.1f} s, in {out / name}")
     return Journey(out, seconds)

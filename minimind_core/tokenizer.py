@@ -218,6 +218,12 @@ def save_tokenizer(
     config = read_json(path)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.pop("auto_map", None)
+    if isinstance(config.get("extra_special_tokens"), list):
+        # Version 4 fails on this list of version 5, which reads both names.
+        extra = config.pop("extra_special_tokens")
+        config["additional_special_tokens"] = extra
+    # Without it, version 4 adds token_type_ids, which `generate` refuses.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     write_json(path, config)
 
 

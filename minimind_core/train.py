@@ -1,11 +1,11 @@
 """One training loop for pretraining, fine-tuning and LoRA.
 
-    trainer = Trainer(model, stream, config, precision=resolve())
+    trainer = Trainer(model, stream, config)
     history = trainer.fit()
 
     torchrun --nproc-per-node 2 -m minimind_core pretrain --out runs/p
 
-The loop takes any module that is called like a Hugging Face causal model:
+The loop trains any module that is called like a Hugging Face causal model:
 a `MiniMind`, a `Qwen3ForCausalLM`, a peft model. Started by torchrun it is
 distributed; the global batch, and so the result, stays the same.
 """
@@ -17,19 +17,23 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
+from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
     LOG_FILE,
-    checkpoints,
+    all_finite,
+    last_sound,
     load_checkpoint,
     save_checkpoint,
 )
@@ -37,8 +41,10 @@ from minimind_core.config import TrainConfig
 from minimind_core.data import (
     Row,
     RowStream,
+    as_stream,
     collate,
     count_labels,
+    count_tokens,
     next_rows,
 )
 from minimind_core.distributed import join_processes, local_device
@@ -51,19 +57,26 @@ from minimind_core.files import writing
 from minimind_core.optim import (
     build_optimizer,
     gradient_norm,
-    set_learning_rate,
+    learning_rate_scale,
+    set_learning_rates,
 )
-from minimind_core.precision import Precision, resolve
+from minimind_core.precision import Precision, detect_device, resolve
 from minimind_core.run import Record, read_log
 
 Check = Callable[[nn.Module], Record]
 
-# Settings that may differ between the two halves of a resumed run, because
-# they do not change what is computed.
-FREE_TO_CHANGE = {
-    "device", "dtype", "log_every", "validate_every", "sample_every",
-    "save_every", "micro_batch_size",
+NO_EFFECT = {
+    "log_every", "validate_every", "sample_every", "save_every",
+    "on_nonfinite", "max_skipped",
 }  # fmt: skip
+"""Settings that a resumed run may change, because they do not change what
+the steps compute."""
+
+ROUNDING = {"device", "dtype", "threads", "micro_batch_size"}
+"""Settings that a resumed run may change with a warning. They compute the
+same sums in another order or precision, so that the result is no longer the
+one of an uninterrupted run to the bit. They are compared as what they came
+to, not as what was asked for (`Trainer.runtime`)."""
 
 
 # --- progress --------------------------------------------------------------
@@ -71,10 +84,17 @@ FREE_TO_CHANGE = {
 
 @dataclass
 class Progress:
-    """A line of plain text that says how far training is.
+    """How far training is: a bar in a terminal, else lines of plain text.
 
-    In a terminal it is rewritten in place; elsewhere a new line appears
-    every few seconds.
+    Parameters
+    ----------
+    title : str
+    total : int
+        Steps of the whole run.
+    stream : file or None
+        None shows nothing.
+    every : float
+        Seconds between two lines, where it is no terminal.
     """
 
     title: str
@@ -82,28 +102,53 @@ class Progress:
     stream: TextIO | None = field(default_factory=lambda: sys.stdout)
     every: float = 10.0
     shown: float = field(default_factory=time.monotonic)
+    bar: Any = None
 
     def show(self, record: Record, *, last: bool = False) -> None:
         """Show a log record, if it is time to."""
         if self.stream is None:
             return
-        terminal = self.stream.isatty()
+        loss = record["loss"]
+        numbers = (
+            f"loss {'not finite' if loss is None else format(loss, '.3f')}"
+            f"  {record['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self.stream.isatty():
+            self._show_bar(record["step"], numbers)
+            return
         now = time.monotonic()
-        if not last and now - self.shown < (0.2 if terminal else self.every):
+        if not last and now - self.shown < self.every:
             return
         self.shown = now
-        step = record["step"]
-        done = round(20 * step / self.total)
-        bar = "#" * done + "." * (20 - done)
-        line = (
-            f"{self.title} [{bar}] {step}/{self.total}"
-            f"  loss {record['loss']:.3f}"
-            f"  {record['tokens_per_second']:,.0f} tokens/s"
+        self.say(
+            f"{self.title} {record['step']}/{self.total}  {numbers}"
             f"  {record['seconds']:.0f} s"
         )
-        end = "\n" if last or not terminal else ""
-        self.stream.write(("\r\x1b[K" if terminal else "") + line + end)
-        self.stream.flush()
+
+    def _show_bar(self, step: int, numbers: str) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.total, desc=self.title, initial=step - 1,
+                unit="step", file=self.stream, dynamic_ncols=True,
+            )  # fmt: skip
+        self.bar.set_postfix_str(numbers, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """Show a line of text, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.write(text, file=self.stream)
+        elif self.stream is not None:
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the last state of the bar in the terminal."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
 
 # --- the loop --------------------------------------------------------------
@@ -116,31 +161,58 @@ class Trainer:
     ----------
     model : nn.Module
         Called as ``model(input_ids=, labels=, num_items_in_batch=)``; only
-        parameters with ``requires_grad`` learn. Trained in place.
-    stream : RowStream
+        parameters with ``requires_grad`` are trained. Trained in place.
+    stream : RowStream or iterable
+        `Rows`, `Mixture`, or any iterable of rows or batches; see
+        `minimind_core.data.as_stream`.
     config : TrainConfig
     precision : Precision, optional
         Resolved from the config if not given.
+    optimizer : Optimizer or callable, optional
+        In place of the config's; a callable gets the model and returns one.
+    schedule : callable, optional
+        In place of the config's: gets the number of the step, counted from
+        0, and returns what every peak learning rate is multiplied by.
+    callbacks : sequence of Callback
+        Called at fixed places, see `minimind_core.callbacks`.
     validate, sample : callable, optional
         Called with the model every so many steps and at the end; what they
         return joins the log.
     out : path, optional
         Where ``log.jsonl`` and checkpoints go; nothing is written without.
     title : str
-        Of the progress line.
+        Of the progress bar.
     progress : bool
     state : dict, optional
-        Kept in every checkpoint and compared on resuming (the digest of the
-        tokenizer, for one).
+        Kept in every checkpoint and compared on resuming, such as the digest
+        of the tokenizer.
+    pad_token_id : int
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps done.
+    tokens, supervised_tokens : int
+        Tokens read so far, without padding, and those the loss was taken at.
+    history : list of dict
+        The log.
+    stopped : str
+        Why the run has ended before its last step; empty if it has not.
+    skipped_steps : int
+        Steps in which the optimizer was not moved, because the loss or a
+        gradient was not finite.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        stream: RowStream,
+        stream: RowStream | Iterable[Any],
         config: TrainConfig,
         *,
         precision: Precision | None = None,
+        optimizer: Optimizer | Callable[[nn.Module], Optimizer] | None = None,
+        schedule: Callable[[int], float] | None = None,
+        callbacks: Sequence[Callback] = (),
         validate: Check | None = None,
         sample: Check | None = None,
         out: str | Path | None = None,
@@ -150,21 +222,41 @@ class Trainer:
         pad_token_id: int = 0,
     ) -> None:
         self.config = config
-        self.precision = precision or resolve(config.device, config.dtype)
-        self.device = local_device(self.precision.device)
+        precision = precision or resolve(config.device, config.dtype)
+        self.device = local_device(precision.device)
         self.processes = join_processes(self.device)
+        # Each process may have measured, and so chosen, something else.
+        self.precision = self.processes.broadcast(precision)
+        self._use_threads(config.threads or torch.get_num_threads())
+        if not self.processes.is_main:
+            # Every process gets the same weights, but its own dropout.
+            torch.manual_seed(config.seed + self.processes.rank)
         self.model = model.to(self.device)
-        self.stream = stream
+        self.stream = as_stream(stream)
         self.validate, self.sample = validate, sample
         self.out = Path(out) if out is not None else None
-        self.identity = state or {}
+        self.identity = dict(state or {})
         self.pad_token_id = pad_token_id
-        self.optimizer = build_optimizer(model, config)
+        if optimizer is None:
+            self.optimizer = build_optimizer(model, config)
+        else:
+            if not isinstance(optimizer, Optimizer):
+                optimizer = optimizer(model)
+            self.optimizer = optimizer
+            self.identity["own_optimizer"] = type(self.optimizer).__name__
+        if schedule is not None:
+            self.identity["own_schedule"] = getattr(
+                schedule, "__name__", type(schedule).__name__
+            )
+        self.schedule = schedule
+        self.callbacks = list(callbacks)
         self.scaler = self.precision.scaler()
-        self.step = 0
-        self.tokens = 0
+        self.step = self.tokens = self.supervised_tokens = 0
+        self.skipped_steps = self._skipped_in_a_row = 0
         self.seconds = 0.0
+        self.stopped = ""
         self.history: list[Record] = []
+        self._saved_step = -1
         loud = progress and self.processes.is_main
         self.progress = Progress(
             title, config.steps, sys.stdout if loud else None
@@ -176,8 +268,16 @@ class Trainer:
                 f"{world} processes"
             )
 
+    def _use_threads(self, count: int) -> None:
+        count = self.processes.broadcast(count)
+        if count != torch.get_num_threads():
+            torch.set_num_threads(count)
+
     def fit(self) -> list[Record]:
         """Train from the current step to the last.
+
+        At the end the last checkpoint is written, from which the run can be
+        continued with more steps.
 
         Returns
         -------
@@ -187,24 +287,45 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If the loss is not a number any more.
+            If the loss, a gradient or a weight is not a finite number; see
+            ``TrainConfig.on_nonfinite``.
         OutputError
             If a checkpoint or the log cannot be written.
         """
         self.model.train()
         module = self._distributed()
         last = self.config.steps
-        while self.step < last:
-            started = time.perf_counter()
-            record = self.train_step(module)
-            self.seconds += time.perf_counter() - started
-            self._check_finite(record)
-            self._log(record)
-            every = self.config.save_every
-            if every and self.step % every == 0 and self.step < last:
-                self.save()
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        try:
+            while self.step < last and not self.stopped:
+                started = time.perf_counter()
+                record = self.train_step(module)
+                self.seconds += time.perf_counter() - started
+                self._finish_step(record)
+                every = self.config.save_every
+                due = every and self.step % every == 0
+                if due and self.step < last and not self.stopped:
+                    self.save()
+        finally:
+            self.progress.close()
+        for callback in self.callbacks:
+            callback.on_train_end(self)
+        if self.step != self._saved_step:
+            self._require_finite()
+            self.save()
         self.model.eval()
         return self.history
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, as if it were the last.
+
+        Parameters
+        ----------
+        reason : str
+            Shown, and written into the log and the run folder.
+        """
+        self.stopped = reason or "stopped"
 
     def train_step(self, module: nn.Module) -> Record:
         """One optimizer step over one global batch.
@@ -216,12 +337,20 @@ class Trainer:
         Returns
         -------
         dict
-            ``step``, ``loss`` (nats per token), ``lr``,
-            ``gradient_norm`` and with a scaler ``scale`` and ``skipped``.
+            ``step``, ``loss`` (nats per token), ``lr`` (the base rate), the
+            rate of each group, ``gradient_norm`` and with a scaler ``scale``
+            and ``skipped``. A number that is not finite is None.
+
+        Raises
+        ------
+        TrainingError
+            If the loss or the norm is not finite, before the optimizer is
+            moved; see ``TrainConfig.on_nonfinite``.
         """
+        oldest = getattr(self.stream, "oldest", None)
         rows = next_rows(self.stream, self.config.batch_size)
         items = count_labels(rows)
-        rate = set_learning_rate(self.optimizer, self.step, self.config)
+        rates = self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(rows)
@@ -236,27 +365,117 @@ class Trainer:
                 scaled = out.loss * self.processes.world
                 self.scaler.scale(scaled).backward()
             total += out.loss.detach()
-        # Gradients are clipped at their true size, so they are unscaled
-        # first; a step with an infinite one is skipped by the scaler.
-        self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model, self.config.max_grad_norm)
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         if self.processes.world > 1:
             dist.all_reduce(total)
-        self.step += 1
-        self.tokens += items
+        # Gradients are clipped at their true size, so they are unscaled
+        # first.
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.model, self.config.max_grad_norm)
+        # The one place in a step where the program waits for the device:
+        # both numbers come in one transfer.
+        loss, size = torch.stack([total, norm.to(total)]).tolist()
+        finite = self._may_step(loss, size, oldest)
         record: Record = {
-            "step": self.step,
-            "loss": float(total),
-            "lr": rate,
-            "gradient_norm": float(norm),
+            "step": self.step + 1,
+            "loss": loss if math.isfinite(loss) else None,
+            **rates,
+            "gradient_norm": size if math.isfinite(size) else None,
         }
         if self.scaler.is_enabled():
-            record["scale"] = before
-            record["skipped"] = self.scaler.get_scale() < before
+            record["scale"] = self.scaler.get_scale()
+        if finite:
+            self.scaler.step(self.optimizer)
+        if self.scaler.is_enabled() or self.config.on_nonfinite == "skip":
+            record["skipped"] = not finite
+            record["skipped_steps"] = self.skipped_steps
+        # The scale is halved after an overflow, and doubled after many
+        # steps without one.
+        self.scaler.update()
+        self.step += 1
+        self.tokens += count_tokens(rows)
+        self.supervised_tokens += items
         return record
+
+    def _set_rates(self) -> dict[str, float]:
+        """Give each group of parameters the learning rate of this step."""
+        if self.schedule is None:
+            scale = learning_rate_scale(self.step, self.config)
+        else:
+            scale = self.schedule(self.step)
+        named = set_learning_rates(self.optimizer, scale)
+        base = self.config.lr
+        if "own_optimizer" in self.identity:
+            base = self.optimizer.param_groups[0]["initial_lr"]
+        return {"lr": base * scale, **named}
+
+    def _may_step(self, loss: float, norm: float, oldest: Any) -> bool:
+        """Whether the optimizer may be moved; raises if the run must end."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return True
+        # An overflow of scaled float16 gradients is how the scaler finds
+        # its scale. A loss that is not finite is none of its making.
+        overflow = self.scaler.is_enabled() and math.isfinite(loss)
+        if not overflow and self.config.on_nonfinite == "stop":
+            what = "the gradient norm" if math.isfinite(loss) else "the loss"
+            value = norm if math.isfinite(loss) else loss
+            raise TrainingError(
+                f"step {self.step + 1}: {what} is {value}, so the optimizer "
+                f"was not moved. The batch was {self._place(oldest)}. "
+                f"{self._advice()}"
+            )
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row > self.config.max_skipped:
+            scale = (
+                f", and the loss scale has fallen to "
+                f"{self.scaler.get_scale():g}" if overflow else ""
+            )  # fmt: skip
+            raise TrainingError(
+                f"step {self.step + 1}: {self._skipped_in_a_row} steps in a "
+                "row were skipped, because the loss or the gradients were "
+                f"not finite{scale}. The last batch was "
+                f"{self._place(oldest)}. {self._advice()}"
+            )
+        return False
+
+    def _place(self, oldest: Any) -> str:
+        """Where in the data the batch of this step comes from."""
+        size = self.config.batch_size
+        first = self.step * size
+        place = f"rows {first} to {first + size - 1} of the data stream"
+        drawn = getattr(self.stream, "drawn", None)
+        if isinstance(oldest, int) and isinstance(drawn, int):
+            return (
+                f"{place}, made from records {oldest} to {drawn - 1} in the "
+                "order they are drawn"
+            )
+        if oldest is not None and drawn is not None:
+            return f"{place}, made from records {oldest} up to {drawn}"
+        return place
+
+    def _advice(self) -> str:
+        saved = "Nothing was saved yet"
+        sound = None if self.out is None else last_sound(self.out)
+        if sound is not None:
+            saved = f"{sound} is the newest checkpoint, and it is sound"
+        return (
+            f"{saved}. Lower the learning rate, clip the gradients, use "
+            f"another dtype (now {self.precision.dtype}: "
+            f'{self.precision.reason}), or set on_nonfinite="skip" to leave '
+            "such batches out"
+        )
+
+    def _require_finite(self) -> None:
+        """Refuse to save weights that the last update has destroyed."""
+        state = self.optimizer.state_dict()
+        if all_finite((self.learned(), state["state"])):
+            return
+        raise TrainingError(
+            f"step {self.step}: its update has made weights, or what the "
+            "optimizer keeps of them, infinite or not a number. "
+            f"{self._advice()}"
+        )
 
     def _micro_batches(self, rows: list[Row]) -> list[list[Row]]:
         """This process's share of a global batch, in passes."""
@@ -277,49 +496,69 @@ class Trainer:
         else:
             yield
 
-    def _check_finite(self, record: Record) -> None:
-        if math.isfinite(record["loss"]):
-            return
-        saved = [] if self.out is None else checkpoints(self.out)
-        since = f"; {saved[-1]} is the last that was sound" if saved else ""
-        raise TrainingError(
-            f"step {self.step}: the loss is {record['loss']}{since}. Lower "
-            "the learning rate, clip the gradients, or use another dtype "
-            f"(now {self.precision.dtype}: {self.precision.reason})"
-        )
-
     # --- the log ---
 
-    def _log(self, record: Record) -> None:
-        config, last = self.config, self.step == self.config.steps
-
-        def due(every: int) -> bool:
-            return last or bool(every and self.step % every == 0)
-
-        checks = (
-            (self.validate, config.validate_every),
-            (self.sample, config.sample_every),
-        )
-        now = [c for c, every in checks if c is not None and due(every)]
-        found: Record = {}
-        if now and self.processes.is_main:
-            self.model.eval()
-            for check in now:
-                found |= check(self.model)
-            self.model.train()
-        if now:
-            self.processes.barrier()
+    def _finish_step(self, record: Record) -> None:
+        """Callbacks, validation and the log, after an optimizer step."""
+        config = self.config
         record |= {
-            **found,
             "tokens": self.tokens,
+            "supervised_tokens": self.supervised_tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1),
             "skipped_records": self.stream.skipped,
         }
-        if due(config.log_every) or found or self.step == 1:
+        for callback in self.callbacks:
+            callback.on_step_end(self, record)
+        self._agree_on_stopping()
+
+        def due(every: int) -> bool:
+            last = self.step == config.steps or bool(self.stopped)
+            return last or bool(every and self.step % every == 0)
+
+        checks = [
+            check
+            for check, every in (
+                (self.validate, config.validate_every),
+                (self.sample, config.sample_every),
+            )
+            if check is not None and due(every)
+        ]
+        if checks:
+            record |= self._run_checks(checks)
+        if self.validate in checks:
+            for callback in self.callbacks:
+                callback.on_validation_end(self, record)
+            self._agree_on_stopping()
+        if self.stopped:
+            record["stopped"] = self.stopped
+        if due(config.log_every) or checks or self.step == 1:
             self.history.append(record)
             self._append(record)
-        self.progress.show(record, last=last)
+        self.progress.show(record, last=due(0))
+        if self.stopped:
+            self.progress.say(
+                f"stopped early, at step {self.step} of {config.steps}: "
+                f"{self.stopped}"
+            )
+
+    def _run_checks(self, checks: Sequence[Check]) -> Record:
+        """What validation finds, in the main process and known to all."""
+
+        def run() -> Record:
+            found: Record = {}
+            self.model.eval()
+            for check in checks:
+                found |= check(self.model)
+            self.model.train()
+            return found
+
+        return self.processes.once(run)
+
+    def _agree_on_stopping(self) -> None:
+        """If one process is to stop, all must, or they would wait for it."""
+        if self.processes.any(bool(self.stopped)) and not self.stopped:
+            self.stopped = "another process has stopped"
 
     def _append(self, record: Record) -> None:
         if self.out is None or not self.processes.is_main:
@@ -331,49 +570,161 @@ class Trainer:
     # --- checkpoints ---
 
     def learned(self) -> dict[str, Tensor]:
-        """The parameters that learn, by name; a tied one once."""
+        """The trainable parameters, by name; a tied one once."""
         return {
             name: parameter.detach()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
 
-    def save(self) -> None:
-        """Write a checkpoint from which this run goes on to the bit."""
-        if self.out is not None and self.processes.is_main:
-            random_state: Record = {"cpu": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                random_state["cuda"] = torch.cuda.get_rng_state_all()
-            save_checkpoint(
-                self.out,
-                self.step,
-                {n: t.cpu().clone() for n, t in self.learned().items()},
-                {
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "random": random_state,
-                },
-                {
-                    "data": self.stream.state_dict(),
-                    "tokens": self.tokens,
-                    "seconds": self.seconds,
-                    "config": self.config.to_dict(),
-                    "identity": self.identity,
-                },
-            )
-        self.processes.barrier()
+    def runtime(self) -> Record:
+        """What the bits of the result depend on, besides the settings.
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint.
+        Returns
+        -------
+        dict
+            ``device``, ``device_name``, ``dtype``, ``threads``,
+            ``micro_batch_size``, ``processes`` and ``torch``.
+        """
+        device = detect_device(self.precision.device)
+        return {
+            "device": device.type,
+            "device_name": device.name,
+            "dtype": self.precision.dtype,
+            "threads": torch.get_num_threads(),
+            "micro_batch_size": self.config.micro_batch_size,
+            "processes": self.processes.world,
+            "torch": torch.__version__,
+        }
+
+    def metadata(self) -> Record:
+        """What a finished run folder says of its training."""
+        found: Record = {
+            "seed": self.config.seed,
+            "steps": self.step,
+            "precision": self.precision.dtype,
+            "runtime": self.runtime(),
+            "train": self.config.to_dict(),
+        }
+        if self.skipped_steps:
+            found["skipped_steps"] = self.skipped_steps
+        if self.stopped:
+            found["stopped"] = self.stopped
+        return found
+
+    def save(self) -> Path | None:
+        """Write a checkpoint from which this run continues to the bit.
+
+        The one before is kept until the next is written, so that there is
+        always another to go back to.
+
+        Returns
+        -------
+        Path or None
+            Its folder; None if the trainer has no ``out``.
+
+        Raises
+        ------
+        TrainingError
+            If a weight is not finite; nothing is written then.
+        OutputError
+            If it cannot be written.
+        """
+        if self.out is None:
+            return None
+        out = self.out
+        self._require_finite()
+        # Each process has its own dropout.
+        random_states = self.processes.gather(self._random_state())
+        folder = self.processes.once(lambda: save_checkpoint(
+            out,
+            self.step,
+            {n: t.cpu().clone() for n, t in self.learned().items()},
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": random_states,
+            },
+            {
+                "data": self.stream.state_dict(),
+                "tokens": self.tokens,
+                "supervised_tokens": self.supervised_tokens,
+                "seconds": self.seconds,
+                "skipped_steps": self.skipped_steps,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "config": self.config.to_dict(),
+                "identity": self.identity,
+                "runtime": self.runtime(),
+                "callbacks": [
+                    [type(callback).__name__, callback.state_dict()]
+                    for callback in self.callbacks
+                ],
+            },
+        ))  # fmt: skip
+        self._saved_step = self.step
+        for callback in self.callbacks:
+            callback.on_save(self, folder)
+        return folder
+
+    def _random_state(self) -> dict[str, Tensor]:
+        """Of the generators that this process uses."""
+        states = {"cpu": torch.get_rng_state()}
+        kind = torch.device(self.device).type
+        if kind == "cuda":
+            states[kind] = torch.cuda.get_rng_state(self.device)
+        elif kind == "mps":
+            states[kind] = torch.mps.get_rng_state()
+        return states
+
+    def _set_random_state(self, saved: list[dict[str, Tensor]]) -> None:
+        rank = self.processes.rank
+        if rank >= len(saved):
+            # A process that was not there before. Its dropout should be no
+            # copy of another's.
+            torch.manual_seed(hash((self.config.seed, self.step, rank)))
+            return
+        torch.set_rng_state(saved[rank]["cpu"])
+        kind = torch.device(self.device).type
+        if kind not in saved[rank]:
+            return
+        if kind == "cuda":
+            torch.cuda.set_rng_state(saved[rank][kind], self.device)
+        elif kind == "mps":
+            torch.mps.set_rng_state(saved[rank][kind])
+
+    def resume(self, folder: str | Path) -> None:
+        """Continue from a checkpoint.
+
+        The run must have the settings it began with, except for those that
+        do not change what is computed. It may be given more steps: the
+        learning rate then follows the schedule of the longer run from here
+        on, although its first steps followed that of the shorter one. With
+        ``dtype="auto"`` and without ``threads`` it takes the number format
+        and the threads that the run began with.
+
+        Parameters
+        ----------
+        folder : path
+            See `minimind_core.checkpoint.checkpoints`.
 
         Raises
         ------
         CheckpointError
-            If it is damaged, or belongs to another run: each setting that
-            differs is named.
+            If it is damaged, has another format, or belongs to another run:
+            each setting that differs is named.
+        DataError
+            If the data is not what it was.
+
+        Warns
+        -----
+        UserWarning
+            If the result cannot equal that of an uninterrupted run to the
+            bit, because it continues in another number format, or on another
+            device, number of threads or of processes.
         """
+        folder = Path(folder)
         weights, training, state = load_checkpoint(folder)
-        self._same_run(folder, state)
+        self._require_same_run(folder, state)
         own = self.learned()
         if {n: t.shape for n, t in own.items()} != {
             n: t.shape for n, t in weights.items()
@@ -381,27 +732,36 @@ class Trainer:
             raise CheckpointError(
                 f"{folder}: its parameters are not this model's"
             )
+        self._adopt(state["runtime"])
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
         self.optimizer.load_state_dict(training["optimizer"])
         # Empty when the run so far needed no scaler; a new one then starts.
-        if training["scaler"]:
+        if training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
-        torch.set_rng_state(training["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in training["random"]:
-            torch.cuda.set_rng_state_all(training["random"]["cuda"])
         self.stream.load_state_dict(state["data"])
-        self.step, self.tokens = state["step"], state["tokens"]
-        self.seconds = state["seconds"]
+        for name in ("step", "tokens", "supervised_tokens", "seconds",
+                     "skipped_steps"):  # fmt: skip
+            setattr(self, name, state[name])
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._saved_step = self.step
+        for callback, (name, saved) in zip(
+            self.callbacks, state["callbacks"], strict=False
+        ):
+            if type(callback).__name__ == name:
+                callback.load_state_dict(saved)
+        self._set_random_state(training["random"])
         self._rewind_log()
 
-    def _same_run(self, folder: Path, state: Record) -> None:
+    def _require_same_run(self, folder: Path, state: Record) -> None:
         ours = {**self.config.to_dict(), **self.identity}
         theirs = {**state["config"], **state["identity"]}
+        longer = ours["steps"] > theirs["steps"]
+        free = NO_EFFECT | ROUNDING | ({"steps"} if longer else set())
         different = [
             f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
-            for name in sorted({*ours, *theirs} - FREE_TO_CHANGE)
+            for name in sorted({*ours, *theirs} - free)
             if ours.get(name) != theirs.get(name)
         ]
         if different:
@@ -409,6 +769,42 @@ class Trainer:
                 f"{folder}: belongs to a run with other settings "
                 f"({'; '.join(different)}); resume with the same, or start "
                 "another --out"
+            )
+        if longer and self.schedule is None:
+            self.progress.say(
+                f"the run was of {theirs['steps']} steps and is now of "
+                f"{ours['steps']}: from step {state['step'] + 1} on the "
+                "learning rate follows the schedule of the longer run"
+            )
+
+    def _adopt(self, runtime: Record) -> None:
+        """Compute as the run began, where nothing else was asked for."""
+        dtype = runtime["dtype"]
+        if self.config.dtype == "auto" and dtype != self.precision.dtype:
+            with warnings.catch_warnings():
+                # If this device cannot, the warning below says so.
+                warnings.simplefilter("ignore", UserWarning)
+                precision = resolve(
+                    self.precision.device, dtype,
+                    origin="as recorded by the run",
+                )  # fmt: skip
+            self.precision = self.processes.broadcast(precision)
+            self.scaler = self.precision.scaler()
+        same = runtime["processes"] == self.processes.world
+        if self.config.threads is None and same:
+            self._use_threads(runtime["threads"])
+        ours = self.runtime()
+        different = [
+            f"{name} was {runtime.get(name)!r}, now {value!r}"
+            for name, value in ours.items()
+            if runtime.get(name) != value
+        ]
+        if different and self.processes.is_main:
+            warnings.warn(
+                "the resumed run will not equal an uninterrupted one to the "
+                f"bit: {'; '.join(different)}",
+                UserWarning,
+                stacklevel=3,
             )
 
     def _rewind_log(self) -> None:

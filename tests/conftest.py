@@ -202,3 +202,32 @@ def small_runs(tmp_path_factory) -> Path:
     train_lora(out / "hf", out / "lora", steps=2, **small)
     merge_lora(out / "lora", out / "merged")
     return out
+
+
+@pytest.fixture
+def metal():
+    """As if all tensors were on an Apple GPU until they are moved.
+
+    Metal has no float64, so that ``x.double()`` is a TypeError there, and
+    only ``x.cpu().double()`` works. Used as ``with metal: ...``.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Metal(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if func is torch.Tensor.cpu:
+                out = func(*args, **kwargs).clone()
+                # A module moves its parameters in place.
+                args[0].moved = out.moved = True
+                return out
+            if func is torch.Tensor.double:
+                if not getattr(args[0], "moved", False):
+                    raise TypeError("Metal does not support float64")
+            out = func(*args, **kwargs)
+            if func is torch.Tensor.to:
+                out.moved = torch.device("cpu") in args[1:]
+            return out
+
+    return Metal()

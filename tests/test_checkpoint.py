@@ -1,6 +1,8 @@
 """Saving and loading: atomic, strict, full precision."""
 
+import hashlib
 import json
+import math
 import os
 import shutil
 
@@ -10,12 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from minimind_core import checkpoint
 from minimind_core.checkpoint import (
+    RUN_FORMAT,
+    all_finite,
     checkpoints,
+    last_sound,
     load_checkpoint,
     load_weights,
     read_weights,
     save_checkpoint,
     save_model,
+    weights_digest,
 )
 from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, OutputError
@@ -149,7 +155,7 @@ def test_folders_that_are_no_model(tmp_path, folder):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="minimind merge"):
+    with pytest.raises(CheckpointError, match=r"its base .* is not there"):
         load_model(tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights"):
@@ -200,7 +206,71 @@ def test_checkpoints_keep_the_newest(tmp_path):
     weights, training, state = load_checkpoint(checkpoints(tmp_path)[-1])
     assert weights["w"].tolist() == [1000] * 3
     assert training["optimizer"]["m"].tolist() == [1, 1]
-    assert state == {"step": 1000, "data": {"drawn": 1000}}
+    assert state == {
+        "format": RUN_FORMAT, "step": 1000, "data": {"drawn": 1000},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (RUN_FORMAT + 1, r"newer version .* Update minimind_core"),
+        (RUN_FORMAT - 1, "older version"),
+        (None, "format 0, which an older version"),
+        ("a", "format a, which a newer version"),
+    ],
+)
+def test_another_format_is_refused(tmp_path, found, message):
+    saved = save_checkpoint(tmp_path, 5, {"w": torch.ones(3)}, {}, {})
+    state = json.loads((saved / "state.json").read_text())
+    assert state.pop("format") == RUN_FORMAT
+    if found is not None:
+        state["format"] = found
+    (saved / "state.json").write_text(json.dumps(state))
+    sums = json.loads((saved / "sha256.json").read_text())
+    digest = hashlib.sha256((saved / "state.json").read_bytes())
+    sums["state.json"] = digest.hexdigest()
+    (saved / "sha256.json").write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(saved)
+    assert str(saved) in str(error.value)
+
+
+def test_the_last_sound_checkpoint(tmp_path):
+    assert last_sound(tmp_path) is None
+    states = {
+        1: (1.0, 1.0), 2: (1.0, 2.0), 3: (math.nan, 1.0), 4: (1.0, math.inf),
+        5: (1.0, 1.0),
+    }  # fmt: skip
+    for step, (weight, moment) in states.items():
+        save_checkpoint(
+            tmp_path, step, {"w": torch.full((3,), weight)},
+            {"optimizer": {"state": {0: {"m": torch.tensor([moment])}}}},
+            {}, keep=9,
+        )  # fmt: skip
+    newest = checkpoints(tmp_path)[-1]
+    assert last_sound(tmp_path) == newest
+    (newest / "state.json").write_text("{}")
+    assert last_sound(tmp_path).name == "step_00000002"
+
+
+def test_finite_is_looked_for_in_all_that_is_nested():
+    good = {"a": [torch.ones(2), (torch.zeros(1), {"b": 5})],
+            "c": torch.tensor([1, 2])}  # fmt: skip
+    assert all_finite(good)
+    assert all_finite({})
+    assert not all_finite([good, {"d": (torch.tensor([1.0, math.inf]),)}])
+
+
+def test_digests_tell_weights_apart_in_every_dtype(model):
+    ours = weights_digest(model.parameters())
+    assert len(ours) == 16
+    assert ours == weights_digest(p.clone() for p in model.parameters())
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1e-6
+    assert ours != weights_digest(model.parameters())
+    halves = [p.bfloat16() for p in model.parameters()]
+    assert weights_digest(halves) != ours
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import torch
 from minimind_core.data import (
     DataSpec,
     Encoded,
+    InMemory,
     Mixture,
     Row,
     Rows,
     Slice,
+    as_stream,
     collate,
     conversation_encoder,
     count_labels,
+    count_tokens,
     document_encoder,
     next_rows,
     open_source,
@@ -203,13 +206,40 @@ def test_a_position_resumes_exactly(packed, size):
     def make():
         return Rows(Numbers(size), as_is, seq_len=8, packed=packed, seed=5)
 
-    stream = make()
-    next_rows(stream, 83)
-    state = json.loads(json.dumps(stream.state_dict()))
-    expected = next_rows(stream, 150)
-    resumed = make()
-    resumed.load_state_dict(state)
-    assert next_rows(resumed, 150) == expected
+    for taken in (0, 1, 64, 83, 130):
+        stream = make()
+        next_rows(stream, taken)
+        state = json.loads(json.dumps(stream.state_dict()))
+        # What was laid out is laid out again, and not written down.
+        assert len(json.dumps(state)) < 150
+        expected = next_rows(stream, 150)
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert next_rows(resumed, 150) == expected
+        assert resumed.drawn == stream.drawn
+
+
+def test_skipped_records_are_counted_once_when_resumed():
+    def some(documents):
+        return [None if d[0] % 2 else Encoded(d, d) for d in documents]
+
+    stream = Rows(Numbers(), some, seq_len=8)
+    next_rows(stream, 40)
+    resumed = Rows(Numbers(), some, seq_len=8)
+    resumed.load_state_dict(stream.state_dict())
+    assert resumed.skipped == stream.skipped == 64
+
+
+def test_a_position_in_other_data_is_refused():
+    stream = Rows(Numbers(37), as_is, seq_len=8)
+    next_rows(stream, 5)
+    state = stream.state_dict()
+    with pytest.raises(DataError, match="38 records, but there were 37"):
+        Rows(Numbers(38), as_is, seq_len=8).load_state_dict(state)
+    other = Rows(Numbers(37), lambda d: as_is([[*ids, 9] for ids in d]),
+                 seq_len=8)  # fmt: skip
+    with pytest.raises(DataError, match=r"records 0 to 63 .* not what they"):
+        other.load_state_dict(state)
 
 
 def test_a_finite_source_is_shuffled_anew_each_round():
@@ -251,7 +281,159 @@ def test_records_with_nothing_to_learn_are_counted_then_refused():
         nothing.next_row()
 
 
+# --- what a program already holds ---
+
+
+def test_records_in_memory(tokenizer):
+    texts = ["One day Mia met Tom.", {"text": "Tom has a red ball."}]
+    source = InMemory(texts)
+    assert source.size == 2
+    assert source.records([1, 0]) == ["Tom has a red ball.", texts[0]]
+    stream = Rows(source, document_encoder(tokenizer), seq_len=64)
+    seen = {tokenizer.decode(row.input_ids[1:-1])
+            for row in next_rows(stream, 2)}  # fmt: skip
+    assert seen == {"One day Mia met Tom.", "Tom has a red ball."}
+    said = [{"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"}]  # fmt: skip
+    talks = InMemory([said, {"conversations": said}], "conversations")
+    assert talks.records([0, 1]) == [said, said]
+
+
+@pytest.mark.parametrize(
+    ("records", "kind", "message"),
+    [
+        (["a", ""], "text", "record 1: 'text' must be a non-empty"),
+        (["a", 5], "text", "record 1: 'text' must be a non-empty"),
+        ([{"conversations": []}], "text", "`minimind sft`"),
+        (["a"], "conversations", "record 0: expected a non-empty list"),
+        (["a"], "talk", "unknown kind 'talk'"),
+    ],
+)
+def test_wrong_records_in_memory_are_named(records, kind, message):
+    with pytest.raises(DataError, match=message):
+        InMemory(records, kind)
+
+
+ITEMS = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
+
+
+class OnlyIndices(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        # Without an end of its own, as many of them are.
+        return {"input_ids": torch.tensor(ITEMS[i % 3])}
+
+
+def padded(items):
+    """A collate function, as for a DataLoader."""
+    ids = [item["input_ids"] for item in items]
+    pad = torch.nn.utils.rnn.pad_sequence
+    masks = [torch.ones_like(one) for one in ids]
+    return {
+        "input_ids": pad(ids, batch_first=True),
+        "attention_mask": pad(masks, batch_first=True),
+    }
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ITEMS,
+        [torch.tensor(ids) for ids in ITEMS],
+        [Encoded(ids, ids) for ids in ITEMS],
+        pack(as_is(ITEMS), 0),
+        OnlyIndices(),
+        torch.utils.data.DataLoader(
+            OnlyIndices(), batch_size=2, collate_fn=padded
+        ),
+    ],
+    ids=["lists", "tensors", "encoded", "rows", "dataset", "loader"],
+)
+def test_any_iterable_is_a_stream(items):
+    stream = as_stream(items)
+    rows = next_rows(stream, 7)
+    assert [row.input_ids for row in rows] == [*ITEMS, *ITEMS, ITEMS[0]]
+    assert rows[0].labels == [IGNORE_INDEX, 6, 7]
+    state = json.loads(json.dumps(stream.state_dict()))
+    expected = next_rows(stream, 5)
+    resumed = as_stream(items)
+    resumed.load_state_dict(state)
+    assert next_rows(resumed, 5) == expected
+    assert as_stream(stream) is stream
+
+
+def test_labels_and_padding_of_a_batch():
+    batch = {
+        "input_ids": torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]]),
+        "labels": torch.tensor([[-100, -100, 6, 7], [-100, -100, -100, 11]]),
+        "attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
+    }
+    one, two = next_rows(as_stream([batch]), 2)
+    assert (one.input_ids, one.labels) == ([5, 6, 7], [IGNORE_INDEX, 6, 7])
+    assert two.labels == [IGNORE_INDEX] * 3 + [11]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (iter(ITEMS), "ended after 3 items"),
+        ([], "no items"),
+        ([[1]], "none of 10001 items"),
+        (["text"], "item 1 of the data: expected a row"),
+        ([{"ids": [1, 2]}], "item 1 of the data: expected a row"),
+        ([[1.5, 2.5]], r"integers, not 1\.5"),
+        ([{"input_ids": [1, 2], "labels": [1]}], "the same shape"),
+        (5, "a int is neither"),
+    ],
+)
+def test_what_is_no_stream_is_told(items, message):
+    with pytest.raises(DataError, match=message):
+        next_rows(as_stream(items), 4)
+
+
+def test_an_iterable_that_changes_is_noticed():
+    batches = [{"input_ids": [[1, 2], [3, 4]]}]
+    stream = as_stream(batches)
+    stream.next_row()
+    other = as_stream([{"input_ids": [[1, 2], [3, 5]]}])
+    with pytest.raises(DataError, match="the same items in the same order"):
+        other.load_state_dict(stream.state_dict())
+
+
 # --- batches ---
+
+
+@pytest.mark.parametrize(
+    ("device", "calls"),
+    [
+        # Metal may read the memory of a tensor that is gone already.
+        ("mps", [("mps", False)] * 2),
+        ("cpu", [("cpu", False)] * 2),
+        ("cuda", ["pinned", ("cuda", True)] * 2),
+        (torch.device("cuda:1"), ["pinned", ("cuda:1", True)] * 2),
+    ],
+)
+def test_only_pinned_memory_is_copied_in_the_background(
+    monkeypatch, device, calls
+):
+    seen = []
+
+    def pin(tensor):
+        seen.append("pinned")
+        return tensor
+
+    def to(tensor, device, non_blocking=False):
+        seen.append((str(device), non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    collate([Row([5, 6], [-100, 6], [0, 0])], 0, device)
+    assert seen == calls
+
+
 
 
 def test_collate_pads_right_and_restarts_positions():
@@ -268,6 +450,7 @@ def test_collate_pads_right_and_restarts_positions():
     assert batch["position_ids"][1, :5].tolist() == [0, 1, 0, 1, 2]
     assert "document_ids" not in collate(rows[:1], 0)
     assert count_labels(rows) == 5
+    assert count_tokens(rows) == 8
     assert all(t.dtype == torch.int64 for t in batch.values())
 
 

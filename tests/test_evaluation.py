@@ -5,19 +5,29 @@ import functools
 import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AddedToken
 
-from minimind_core.chat import encode_prompt, stop_token_ids
+from minimind_core.chat import (
+    encode_conversation,
+    encode_prompt,
+    stop_token_ids,
+)
 from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
-from minimind_core.data import HELD_OUT_EVERY
+from minimind_core.data import HELD_OUT_EVERY, Row
 from minimind_core.errors import CheckpointError, ConfigError, DataError
 from minimind_core.evaluation import (
+    Loss,
+    _row_length,
     answer_prompts,
+    batches,
+    conversation_loss,
+    describe,
     document_loss,
     evaluate,
     exact_match,
@@ -25,6 +35,7 @@ from minimind_core.evaluation import (
     held_out_documents,
     sample_documents,
     sample_texts,
+    standard_error,
 )
 from minimind_core.generate import generate_tokens
 from minimind_core.loading import load_hf_model, load_model
@@ -40,6 +51,9 @@ from minimind_core.run import Run, read_metadata
 from minimind_core.talk import answer, chat_loop, stream_answer
 from minimind_core.tokenizer import decode, encode_document, encode_text
 
+LOSSES = ("data", "part", "records", "tokens", "loss_per_token",
+          "standard_error", "perplexity", "loss_per_byte",
+          "bits_per_byte")  # fmt: skip
 FEW = {"documents": 12, "samples": 6, "questions": 1, "device": "cpu"}
 
 
@@ -101,15 +115,73 @@ def test_document_loss_is_the_sum_over_documents(model, tok):
     assert found.per_byte == found.nats / found.bytes
 
 
+def test_validation_works_on_an_apple_gpu(model, tok, metal):
+    # Its first validation was a TypeError there: no float64.
+    texts = ["One day Mia met Tom.", "Tom has a red ball."]
+    expected = document_loss(model, tok, texts)
+    with metal:
+        assert document_loss(model, tok, texts) == expected
+
+
 def test_the_order_and_the_batch_do_not_matter(model, tok, monkeypatch):
     from minimind_core import evaluation
 
     texts = [story.text for story in stories(30)]
     whole = document_loss(model, tok, texts)
-    monkeypatch.setattr(evaluation, "BATCH", 7)
+    monkeypatch.setattr(evaluation, "TOKENS", 700)
     again = document_loss(model, tok, texts[::-1])
     assert again.tokens == whole.tokens
     assert again.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert again.standard_error == pytest.approx(
+        whole.standard_error, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 151_936])
+def test_a_batch_has_as_much_as_fits(vocab_size):
+    # Lengths up to that of a model with 32768 positions.
+    rows = [row_of(n) for n in (5, 32_768, 90, 2048, 3, 700, 90, 300)] * 60
+    groups = batches(rows, vocab_size)
+    assert sorted(i for group in groups for i in group) == [*range(480)]
+    for group in groups:
+        longest = max(len(rows[i].input_ids) for i in group)
+        tokens = len(group) * longest
+        assert tokens <= 2**14 or len(group) == 1
+        assert tokens * vocab_size <= 2**26 or len(group) == 1
+    # Short ones do go together.
+    assert len(groups[0]) > (40 if vocab_size > 2**16 else 150)
+
+
+def row_of(length):
+    return Row([3] * length, [3] * length, [0] * length)
+
+
+def test_the_standard_error_is_over_documents(model, tok):
+    texts = [story.text for story in stories(40)]
+    each = [document_loss(model, tok, [text]) for text in texts]
+    found = document_loss(model, tok, texts)
+    assert found.records == 40
+    assert each[0].standard_error is None
+    # Leave each document out in turn: the jackknife, another estimate.
+    left = [
+        (found.nats - one.nats) / (found.tokens - one.tokens) for one in each
+    ]
+    mean = sum(left) / 40
+    jackknife = math.sqrt(39 / 40 * sum((x - mean) ** 2 for x in left))
+    assert found.standard_error == pytest.approx(jackknife, rel=0.1)
+    assert standard_error([2.0, 6.0, 4.0], [2, 2, 2]) == pytest.approx(
+        1 / math.sqrt(3)  # standard deviation 1 of 1, 3 and 2
+    )
+
+
+def test_the_same_loss_in_other_units():
+    loss = Loss(20.0, 10, 40, 4, 0.1)
+    found = loss.to_dict()
+    assert found["loss_per_token"] == 2
+    assert found["perplexity"] == pytest.approx(math.exp(2))
+    assert found["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
+    assert found["records"] == 4 and found["tokens"] == 10
+    assert math.isfinite(Loss(9e9, 1, 1).to_dict()["perplexity"])
 
 
 def test_a_document_longer_than_the_model(model, tok):
@@ -156,15 +228,24 @@ def test_a_perfect_model_is_on_the_floor(tok):
         def __init__(self):
             super().__init__()
             self.unused = torch.nn.Parameter(torch.zeros(()))
-            self.config = ModelConfig(max_position_embeddings=512)
+            self.config = ModelConfig(
+                vocab_size=512, max_position_embeddings=512
+            )
 
-        def forward(self, input_ids, labels, num_items_in_batch, **rest):
-            total = sum(prices[decode(tok, row.tolist())]
-                        for row in input_ids)  # fmt: skip
-            return CausalLMOutput(torch.tensor(total), None)
+        def forward(self, input_ids):
+            logits = torch.zeros(*input_ids.shape, 512)
+            for row, out in zip(input_ids, logits, strict=True):
+                ids = [i for i in row.tolist() if i]
+                price = prices[decode(tok, ids)] / (len(ids) - 1)
+                # The same for each token, so that they add up to it.
+                right = math.exp(-price)
+                out += math.log((1 - right) / 511)
+                for t, token in enumerate(ids[1:]):
+                    out[t, token] = -price
+            return CausalLMOutput(None, logits)
 
     check = held_out_documents(tok, "microworld", seed=0, count=5)
-    assert check(Oracle())["loss_over_floor"] == pytest.approx(1, abs=1e-6)
+    assert check(Oracle())["loss_over_floor"] == pytest.approx(1, abs=1e-5)
 
 
 def test_held_out_records_of_a_file(tmp_path, model, tok):
@@ -276,8 +357,7 @@ def test_questions_are_held_out_and_about_other_stories():
 )  # fmt: skip
 def test_every_stage_is_evaluated(measured, stage, skill):
     found = measured(stage)
-    expected = {"loss_per_token", "loss_per_byte", "loss_over_floor",
-                "valid_fraction"}  # fmt: skip
+    expected = {*LOSSES, "loss_over_floor", "valid_fraction"}
     if skill is None:
         assert set(found) == expected
     else:
@@ -289,11 +369,9 @@ def test_every_stage_is_evaluated(measured, stage, skill):
     assert 2 < found["loss_over_floor"] < 50
     assert found["loss_per_byte"] < found["loss_per_token"]
     assert found["valid_fraction"] == 0
-    assert all(
-        math.isfinite(value)
-        for name, value in found.items()
-        if name != "exact_match"
-    )
+    assert all(math.isfinite(found[name]) for name in LOSSES[2:])
+    assert found["records"] == 12 and found["part"] == "held-out"
+    assert found["standard_error"] < 0.2 * found["loss_per_token"]
 
 
 def test_an_export_measures_as_its_run(measured):
@@ -323,24 +401,199 @@ def test_a_hugging_face_model_measures_alike(small_runs, model, tok):
     ) == answer_prompts(model, tok, prompts, max_new_tokens=10)
 
 
-def test_text_and_conversation_files(tmp_path, small_runs):
-    text = tmp_path / "a.txt"
-    text.write_text("\n\n".join(s.text for s in stories(60)))
-    found = evaluate(small_runs / "pretrain", data=text, **FEW)
-    assert set(found) == {"loss_per_token", "loss_per_byte"}
-    chat = tmp_path / "b.jsonl"
-    chat.write_text(
-        "".join(
-            json.dumps({"conversations": conversation(5, i).messages}) + "\n"
-            for i in range(30)
-        )
+def write_texts(path, count):
+    lines = [f"Line number {i}, and nothing else." for i in range(count)]
+    path.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+    return lines
+
+
+def write_talks(path, count, key="conversations"):
+    talks = [conversation(5, i).messages for i in range(count)]
+    path.write_text("".join(json.dumps({key: t}) + "\n" for t in talks))
+    return talks
+
+
+CPU = {"device": "cpu", "questions": 2}
+
+
+def test_a_file_that_a_run_was_not_trained_on_is_measured_whole(
+    tmp_path, small_runs, model, tok
+):
+    lines = write_texts(tmp_path / "a.jsonl", 30)
+    found = evaluate(small_runs / "sft", data=tmp_path / "a.jsonl", **CPU)
+    assert set(found) == {*LOSSES, "seq_len"}
+    assert found["records"] == 30 and found["part"] == "all"
+    whole = document_loss(model, tok, lines)
+    assert found["loss_per_token"] == pytest.approx(whole.per_token)
+    assert found["tokens"] == whole.tokens
+    assert found["standard_error"] == pytest.approx(whole.standard_error)
+    assert "measured on 30 records of" in describe(found)
+    few = evaluate(
+        small_runs / "sft", data=tmp_path / "a.jsonl", documents=7, **CPU
     )
-    found = evaluate(small_runs / "sft", data=[str(chat)], **FEW)
-    assert set(found) == {"loss_per_token", "loss_per_byte", "exact_match"}
-    assert 0 < found["loss_per_token"] < 10
+    assert few["records"] == 7
+    assert few["loss_per_token"] == document_loss(
+        model, tok, lines[:7]
+    ).per_token
 
 
-@pytest.mark.parametrize("name", ["documents", "samples", "questions"])
+@pytest.mark.parametrize("key", ["conversations", "messages"])
+def test_conversations_are_measured(tmp_path, small_runs, model, tok, key):
+    talks = write_talks(tmp_path / "b.jsonl", 30, key)
+    found = evaluate(
+        small_runs / "sft", data=[str(tmp_path / "b.jsonl")], **CPU
+    )
+    assert set(found) == {
+        *LOSSES, "seq_len", "skipped", "questions", "exact_match",
+    }  # fmt: skip
+    assert found["records"] + found["skipped"] == 30
+    assert found["questions"] == 2
+    said = sum(
+        len(message["content"].encode())
+        for talk in talks
+        for message in talk
+        if message["role"] == "assistant"
+    )
+    loss = conversation_loss(model, tok, talks)
+    # All of them fit, so the bytes are those of the answers.
+    assert loss.records == 30 and loss.bytes == said
+    with pytest.raises(DataError, match="raise --seq-len"):
+        evaluate(small_runs / "sft", data=tmp_path / "b.jsonl", seq_len=4,
+                 **CPU)  # fmt: skip
+
+
+def test_what_does_not_fit_is_neither_counted_nor_weighed(model, tok):
+    talks = [conversation(5, i).messages for i in range(12)]
+    rows = [encode_conversation(tok, talk).input_ids for talk in talks]
+    limit = sorted(map(len, rows))[5]
+    loss = conversation_loss(model, tok, talks, seq_len=limit)
+    assert 0 < loss.records < 12
+    alone = [conversation_loss(model, tok, [t], seq_len=limit) for t in talks]
+    assert loss.records == sum(one.records for one in alone)
+    assert loss.bytes == sum(one.bytes for one in alone)
+    nats = sum(one.nats for one in alone)
+    assert loss.nats == pytest.approx(nats, rel=1e-6)
+
+
+@pytest.fixture
+def trained(tmp_path, small_runs):
+    """A run that was trained on files: its metadata say so."""
+
+    def make(**changes):
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(small_runs / "pretrain", out)
+        path = out / "minimind.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return out
+
+    return make
+
+
+def test_of_what_a_run_was_trained_on_only_the_held_out_part_is(
+    tmp_path, trained
+):
+    file = tmp_path / "a.jsonl"
+    lines = write_texts(file, 60)
+    run = trained(data=[str(file)])
+    found = evaluate(run, **CPU)
+    assert found == evaluate(run, data=file, **CPU)
+    assert (found["part"], found["records"]) == ("held-out", 3)
+    model, tok = load_model(run)
+    held = document_loss(model, tok, lines[HELD_OUT_EVERY - 1 :: 20])
+    assert found["loss_per_token"] == held.per_token
+    assert "3 held-out records" in describe(found)
+    assert "one in 20" in describe(found)
+    found = evaluate(run, every_record=True, **CPU)
+    assert (found["part"], found["records"]) == ("all", 60)
+    # What an earlier stage was trained on is not new either.
+    later = trained(data=["microworld"], trained_on=[[f"{file}#rest"]])
+    assert evaluate(later, data=file, **CPU)["records"] == 3
+    # A relative path, from a folder that nobody knows any more.
+    moved = trained(data=["somewhere/a.jsonl"])
+    assert evaluate(moved, data=file, **CPU)["records"] == 3
+
+
+def test_files_that_were_held_out_together_are_measured_together(
+    tmp_path, trained
+):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_texts(a, 50), write_texts(b, 50)
+    run = trained(data=[str(a), str(b)])
+    assert evaluate(run, data=[a, b], **CPU)["records"] == 5
+    for part in ([b], [b, a], [a, b, a]):
+        with pytest.raises(DataError, match="together"):
+            evaluate(run, data=part, **CPU)
+    assert evaluate(run, data=[b], every_record=True, **CPU)["records"] == 50
+
+
+def test_what_is_not_known_is_asked_for(tmp_path, trained):
+    unknown = trained(stage="import", data=None)
+    with pytest.raises(DataError, match="--data microworld"):
+        evaluate(unknown, **CPU)
+    found = evaluate(unknown, data="microworld", **FEW)
+    assert "loss_over_floor" in found
+    gone = trained(data=[str(tmp_path / "gone.jsonl")])
+    with pytest.raises(DataError, match="was trained on; name other data"):
+        evaluate(gone, **CPU)
+
+
+def test_rows_are_as_long_as_in_training(tmp_path, trained, monkeypatch):
+    from minimind_core import evaluation
+
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": "a long story " * 400}) + "\n")
+    widths = []
+    nats = evaluation._nats
+    monkeypatch.setattr(
+        evaluation, "_nats",
+        lambda logits, labels: widths.append(logits.size(1))
+        or nats(logits, labels),
+    )  # fmt: skip
+
+    def widest(run, **options):
+        widths.clear()
+        found = evaluate(run, data=file, **CPU, **options)
+        assert max(widths) == found["seq_len"]
+        return found["seq_len"]
+
+    assert widest(trained()) == 128
+    assert widest(trained(), seq_len=200) == 200
+    # Not known: as many as the model has positions, but never above 2048.
+    assert widest(trained(train=None)) == 512
+    model = small_model(max_position_embeddings=32_768)
+    assert _row_length(model, {}, None) == 2048
+    with pytest.raises(ConfigError, match="512 positions"):
+        widest(trained(), seq_len=600)
+
+
+def small_model(**changes):
+    return MiniMind(
+        ModelConfig(
+            vocab_size=16, hidden_size=8, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, **changes,
+        )
+    )  # fmt: skip
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path, small_runs):
+    write_texts(tmp_path / "a.jsonl", 3)
+    with pytest.raises(ConfigError, match="samples"):
+        evaluate(small_runs / "sft", data=tmp_path / "a.jsonl", samples=3,
+                 device="cpu")  # fmt: skip
+    for wrong in ({"every_record": True}, {"seq_len": 100}):
+        with pytest.raises(ConfigError, match="is for files"):
+            evaluate(small_runs / "sft", **FEW, **wrong)
+    write_talks(tmp_path / "b.jsonl", 3)
+    with pytest.raises(DataError, match="one after the other"):
+        evaluate(
+            small_runs / "sft", device="cpu",
+            data=[tmp_path / "a.jsonl", tmp_path / "b.jsonl"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["documents", "samples", "questions", "seq_len"]
+)
 def test_nothing_to_count(small_runs, name):
     with pytest.raises(ConfigError, match=name):
         evaluate(small_runs / "sft", **{**FEW, name: 0})

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from minimind_core import checkpoint, files
+from minimind_core import checkpoint, files, run
 from minimind_core.checkpoint import checkpoints, load_checkpoint
 from minimind_core.cli import main
 from minimind_core.errors import CheckpointError, MiniMindError, OutputError
@@ -103,7 +103,7 @@ BAD_TEXT = {
     "nothing.jsonl": (lines(GOOD, {"text": ""}).encode(),
                       ("nothing.jsonl, line 2", "non-empty string")),
     "list.jsonl": (lines('["a"]').encode(),
-                   ("list.jsonl, line 1", "no object")),
+                   ("list.jsonl, line 1", "a JSON array", "jq -c")),
     "chat.jsonl": (lines(talk()).encode(),
                    ("chat.jsonl, line 1", "minimind sft")),
 }  # fmt: skip
@@ -131,7 +131,6 @@ def test_bad_text_for_a_tokenizer_or_a_journey(here, refuse, name):
     "words",
     [
         ["pretrain", "--data", "none.txt", "--out", "out"],
-        ["pretrain", "--data", ".", "--out", "out"],
         ["journey", "--text", "none.txt", "--out", "out"],
         ["journey", "--chat", "none.jsonl", "--out", "out"],
         ["journey", "--lora-chat", "none.jsonl", "--out", "out"],
@@ -141,6 +140,11 @@ def test_bad_text_for_a_tokenizer_or_a_journey(here, refuse, name):
 )
 def test_a_file_that_is_not_there(refuse, words):
     refuse(words, f"{words[2]}: no such file", "--data takes")
+
+
+def test_a_folder_is_no_file(refuse):
+    refuse(["pretrain", "--data", ".", "--out", "out"],
+           ".: a folder; name the files in it")  # fmt: skip
 
 
 def test_an_unknown_language_of_the_microworld(refuse):
@@ -219,7 +223,7 @@ def test_answers_that_never_fit(here, capsys, small_runs):
                  "--out", "out", "--seq-len", "16", *SMALL])  # fmt: skip
     assert code == 2
     assert "raise --seq-len" in capsys.readouterr().err
-    assert not (here / "out" / "minimind.json").exists()
+    assert not run.is_finished(here / "out")
     assert not (here / "out" / "model.safetensors").exists()
 
 
@@ -230,17 +234,18 @@ def test_answers_that_never_fit(here, capsys, small_runs):
     ("options", "said"),
     [
         (["--preset", "huge"], ("preset 'huge'", "tiny, small, base")),
-        (["--dtype", "float8"], ("dtype 'float8'", "bfloat16")),
+        (["--dtype", "float8"], ("dtype must be 'auto'", "not 'float8'")),
         (["--device", "gpu"], ("device 'gpu'", "auto, cpu, cuda")),
-        (["--steps", "0"], ("steps must be > 0",)),
+        (["--steps", "0"], ("steps must be greater than 0, not 0",)),
         (["--steps", "many"], ("--steps", "invalid int")),
-        (["--batch-size", "-1"], ("batch_size must be > 0",)),
+        (["--batch-size", "-1"], ("batch_size must be greater than 0",)),
         (["--micro-batch-size", "0"], ("micro_batch_size",)),
-        (["--seq-len", "1"], ("seq_len must be at least 2",)),
+        (["--seq-len", "1"], ("seq_len must be greater than or equal to 2",)),
         (["--seq-len", "100000"], ("seq_len 100000", "512 positions")),
-        (["--learning-rate", "nan"], ("lr",)),
-        (["--save-every", "-5"], ("save_every must be >= 0",)),
-        (["--optimizer", "sgd"], ("--optimizer", "muon")),
+        (["--lr", "nan"], ("lr must be a finite number, not nan",)),
+        (["--learning-rate", "1"], ("--learning-rate",)),
+        (["--save-every", "-5"], ("save_every must be greater than or",)),
+        (["--optimizer", "sgd"], ("optimizer", "'muon' or 'adamw'")),
         (["--seed", "-1"], ("--seed", "2^63")),
         (["--seed", "99999999999999999999"], ("--seed", "2^63")),
         (["--sed", "1"], ("--sed",)),
@@ -287,7 +292,7 @@ def test_a_gpu_that_is_not_there(refuse, words):
         (["--top-p", "2"], "top_p must be in (0, 1]"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "\udcff"], "not UTF-8"),
-        (["--prompt", "word " * 2000], "begin a new one"),
+        (["--prompt", "word " * 2000], "begin a new conversation"),
     ],
     ids=lambda value: str(value[0])[:20] if isinstance(value, list) else "",
 )
@@ -317,7 +322,7 @@ def test_bad_options_of_an_evaluation(refuse, small_runs, options, said):
         (["--rank", "0"], "rank must be at least 1"),
         (["--targets", "q_proj,nowhere"], "nowhere"),
         (["--targets", "embed_tokens"], "embed_tokens shares its weights"),
-        (["--replay", "1.5"], "replay must be in [0, 1)"),
+        (["--replay", "1.5"], "replay must be less than 1, not 1.5"),
     ],
     ids=lambda value: value[0] + value[1] if isinstance(value, list) else "",
 )
@@ -515,10 +520,12 @@ def test_adapters(here, refuse, small_runs):
     shutil.copytree(small_runs / "lora", here / "lora")
     # Its base is not beside it any more.
     for words in (["merge", "lora", "--out", "out"], ["chat", "lora"],
-                  ["eval", "lora"]):  # fmt: skip
-        refuse(words, "its base '../hf' is not there", "--base")
-    for words in (["sft", "lora", "--out", "out"],
+                  ["eval", "lora"],
                   ["export", "lora", "--out", "out"]):  # fmt: skip
+        refuse(words, "its base '../hf' is not there", "--base")
+    for words in (["lora", "lora", "--out", "out"],
+                  ["sft", "lora", "--out", "out"],
+                  ["import", "lora", "--out", "out"]):  # fmt: skip
         refuse(words, "a LoRA adapter, not a whole model", "minimind merge")
     refuse(["merge", small_runs / "hf", "--out", "out"],
            "adapter_config.json: no such file")  # fmt: skip
@@ -567,7 +574,7 @@ def test_a_pickle_runs_no_code(here, refuse, small_runs):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, small_runs):
-    """A run that was killed between its second save and its end."""
+    """A run that was killed between its last checkpoint and its end."""
     from minimind_core import recipes
 
     folder = tmp_path_factory.mktemp("stopped") / "run"
@@ -585,7 +592,8 @@ def stopped(tmp_path_factory, small_runs):
                 folder, tokenizer=small_runs / "tokenizer", steps=5,
                 batch_size=4, save_every=2, device="cpu", progress=False,
             )  # fmt: skip
-    assert len(checkpoints(folder)) == 2
+    # The last two of three: the older is kept until the run is finished.
+    assert [c.name[-1] for c in checkpoints(folder)] == ["4", "5"]
     return folder
 
 
@@ -619,7 +627,7 @@ def test_the_advice_works(here, capsys, stopped):
     advice = capsys.readouterr().err
     shutil.rmtree(re.search(r"remove (\S+) to continue", advice).group(1))
     assert main([*RESUME, "--resume"]) == 0
-    assert "from step_00000002" in capsys.readouterr().out
+    assert "from step_00000004" in capsys.readouterr().out
     load_model(here / "run")
 
 

@@ -41,6 +41,22 @@ def test_the_exact_gradient_is_float32s_up_to_rounding(model, batch):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_nothing_is_float64_on_an_apple_gpu(model, batch, metal):
+    exact = take_gradient(model, batch, dtype="float64")
+    probabilities = logit_gradients(model, batch, items=10)
+    with metal:
+        with pytest.raises(TypeError):
+            torch.zeros(1).double()
+        assert torch.equal(
+            take_gradient(model, batch, dtype="float64"), exact
+        )
+        found = take_gradient(model, batch, dtype="float32")
+        again = logit_gradients(model, batch, items=10)
+    assert found.dtype == torch.float64
+    for one, two in zip(probabilities, again, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_float16_loses_gradients_in_a_large_batch_and_a_scaler_saves_them(
     model, batch
 ):

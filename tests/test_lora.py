@@ -6,9 +6,10 @@ import shutil
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minimind_core import lora
 from minimind_core.adapters import merge_lora
 from minimind_core.checkpoint import save_model
 from minimind_core.config import ModelConfig
@@ -25,6 +26,7 @@ from minimind_core.lora import (
 from minimind_core.model import MiniMind
 from minimind_core.recipes import train_lora
 from minimind_core.tokenizer import train_tokenizer
+from minimind_core.train import Trainer
 
 SETTINGS = {"steps": 6, "batch_size": 4, "seq_len": 200, "device": "cpu",
             "dtype": "float32", "progress": False}  # fmt: skip
@@ -208,20 +210,50 @@ def test_a_stopped_run_goes_on_to_the_bit(trained, base, tmp_path):
         pass
 
     settings = {**SETTINGS, "rank": 4, "save_every": 4}
-    step = lora.Trainer.train_step
+    step = Trainer.train_step
     try:
         def stop(self, module):
             if self.step == 5:
                 raise Stopped
             return step(self, module)
 
-        lora.Trainer.train_step = stop
+        Trainer.train_step = stop
         with pytest.raises(Stopped):
             train_lora(base, tmp_path / "lora", **settings)
     finally:
-        lora.Trainer.train_step = step
+        Trainer.train_step = step
     run = train_lora(base, tmp_path / "lora", resume=True, **settings)
     assert torch.equal(logits(run.model), logits(trained[1].model))
+
+
+def test_another_base_or_length_is_not_resumed(base, tmp_path):
+    out = tmp_path / "lora"
+    settings = {**SETTINGS, "rank": 4, "save_every": 4}
+    step = Trainer.train_step
+
+    def stop(self, module):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return step(self, module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_lora(base, out, **settings)
+    # The same folder, but other weights in it.
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    file = other / "model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    weights[name] = weights[name] + 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="base was"):
+        train_lora(other, out, resume=True, **settings)
+    longer = {**settings, "seq_len": 120}
+    with pytest.raises(CheckpointError, match="seq_len was"):
+        train_lora(base, out, resume=True, **longer)
+    train_lora(base, out, resume=True, **settings)
 
 
 def test_replay_mixes_ordinary_answers_in(base, tmp_path):
@@ -252,3 +284,18 @@ def test_an_old_torchao_is_explained(base, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="pip uninstall -y torchao"):
         train_lora(base, tmp_path / "lora", **SETTINGS)
     assert not (tmp_path / "lora").exists()
+
+
+def test_an_adapter_has_a_card(trained, base, tmp_path):
+    card = ModelCard.load(trained[0] / "README.md")
+    front = card.data.to_dict()
+    assert front["library_name"] == "peft"
+    assert "lora" in front["tags"]
+    # The hub takes only its own models' names there.
+    assert {"license", "base_model"}.isdisjoint(front)
+    assert "`../hf` as seen from this folder" in card.text
+    assert "- Data: microworld" in card.text
+    assert "steps 6" in card.text
+    merged = merge_lora(trained[0], tmp_path / "merged")
+    text = ModelCard.load(merged / "README.md").text
+    assert "merged into it" in text and "- Data: microworld" in text

@@ -1,19 +1,21 @@
 """Who is moved by which optimizer, schedules, the hybrid as one object."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from minimind_core.config import ModelConfig, TrainConfig
+from minimind_core.errors import ConfigError
 from minimind_core.model import MiniMind
 from minimind_core.optim import (
     build_optimizer,
     gradient_norm,
     learning_rate_scale,
     parameter_groups,
-    set_learning_rate,
+    set_learning_rates,
 )
 
 SHAPE = ModelConfig(
@@ -39,7 +41,7 @@ def test_groups_hold_each_parameter_once(tied):
     torch.manual_seed(0)
     model = MiniMind(SHAPE.replace(tie_word_embeddings=tied))
     groups = parameter_groups(model)
-    assert [len(groups[n]) for n in ("matrices", "tables", "scales")] == [
+    assert [len(groups[n]) for n in ("matrices", "embeddings", "norms")] == [
         14, 1 if tied else 2, 9,
     ]  # fmt: skip
     everything = [id(p) for group in groups.values() for p in group]
@@ -49,7 +51,7 @@ def test_groups_hold_each_parameter_once(tied):
 def test_groups_of_a_hugging_face_model_are_the_same():
     twin = Qwen3ForCausalLM(Qwen3Config(**SHAPE.to_hf()))
     sizes = {n: len(g) for n, g in parameter_groups(twin).items()}
-    assert sizes == {"matrices": 14, "tables": 1, "scales": 9}
+    assert sizes == {"matrices": 14, "embeddings": 1, "norms": 9}
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -70,10 +72,41 @@ def test_muon_moves_matrices_and_adamw_the_rest():
     assert all(
         not torch.equal(before[n], p) for n, p in model.named_parameters()
     )
-    kinds = [sorted(part.state.values(), key=len)[0].keys()
-             for part in optimizer.parts.values()]  # fmt: skip
-    assert "momentum_buffer" in kinds[0]
-    assert "exp_avg_sq" in kinds[1]
+    kinds = {
+        group["name"]: {
+            key for p in group["params"] for key in optimizer.state[p]
+        }
+        for group in optimizer.param_groups
+    }
+    assert kinds["matrices"] == {"momentum_buffer"}
+    assert kinds["embeddings"] == kinds["norms"] > {"exp_avg_sq"}
+
+
+def test_the_hybrid_equals_its_two_halves():
+    config = TrainConfig()
+    one, two = make(), make()
+    optimizer = build_optimizer(one, config)
+    groups = parameter_groups(two)
+    halves = [
+        torch.optim.Muon(
+            groups["matrices"], lr=config.lr * config.muon_lr_ratio,
+            weight_decay=config.weight_decay, momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            groups["embeddings"] + groups["norms"], lr=config.lr,
+            betas=(config.beta1, config.beta2), weight_decay=0.0,
+        ),
+    ]  # fmt: skip
+    for seed in (1, 2, 3):
+        one_step(one, optimizer, seed)
+        ids = torch.randint(0, 61, (4, 12), generator=torch.manual_seed(seed))
+        two.zero_grad()
+        two(ids, labels=ids).loss.backward()
+        for half in halves:
+            half.step()
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -89,7 +122,7 @@ def test_state_dict_continues_to_the_bit(name):
     # A copy, as from a file: loading alone would share the tensors.
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for optimizer_, model_ in ((optimizer, model), (resumed, twin)):
-        set_learning_rate(optimizer_, 7, config)
+        set_learning_rates(optimizer_, learning_rate_scale(7, config))
         one_step(model_, optimizer_, 3)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -129,12 +162,135 @@ def test_schedules():
 
 
 def test_rates_keep_their_ratio():
-    config = TrainConfig(steps=100)
+    config = TrainConfig(lr=1e-3, muon_lr_ratio=4.0)
     optimizer = build_optimizer(make(), config)
-    set_learning_rate(optimizer, 50, config)
+    assert set_learning_rates(optimizer, 0.5) == pytest.approx(
+        {"lr_matrices": 2e-3, "lr_embeddings": 5e-4, "lr_norms": 5e-4}
+    )
+    # Each is a share of the peak, not of the rate before.
+    assert set_learning_rates(optimizer, 1.0) == pytest.approx(
+        {"lr_matrices": 4e-3, "lr_embeddings": 1e-3, "lr_norms": 1e-3}
+    )
+
+
+def test_rates_of_an_optimizer_that_names_no_groups():
+    model = make()
+    one = torch.optim.SGD(model.parameters(), lr=0.5)
+    assert set_learning_rates(one, 0.1) == {}
+    assert one.param_groups[0]["lr"] == pytest.approx(0.05)
+    first, *rest = model.parameters()
+    two = torch.optim.SGD(
+        [{"params": [first], "lr": 0.1}, {"params": rest}], lr=0.5
+    )
+    assert set_learning_rates(two, 1.0) == {"lr_0": 0.1, "lr_1": 0.5}
+
+
+# --- the hybrid is an optimizer like any other ---
+
+
+def trained(steps=2):
+    model = make()
+    optimizer = build_optimizer(model, TrainConfig())
+    for seed in range(steps):
+        one_step(model, optimizer, seed)
+    return model, optimizer
+
+
+def test_the_state_dict_has_the_standard_layout():
+    model, optimizer = trained()
+    state = optimizer.state_dict()
+    assert set(state) == {"state", "param_groups"}
+    count = len(list(model.parameters()))
+    assert sorted(state["state"]) == list(range(count))
+    numbers = [n for g in state["param_groups"] for n in g["params"]]
+    assert sorted(numbers) == list(range(count))
+    assert len(optimizer.state) == count
+
+
+def test_a_distributed_checkpoint_carries_it():
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    model, optimizer = trained()
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    names = {name for name, _ in model.named_parameters()}
+    assert set(saved["state"]) == names
+    twin = make(5)
+    twin.load_state_dict(model.state_dict())
+    resumed = build_optimizer(twin, TrainConfig())
+    set_optimizer_state_dict(twin, resumed, saved)
+    for model_, optimizer_ in ((model, optimizer), (twin, resumed)):
+        one_step(model_, optimizer_, 3)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_accelerate_prepares_it():
+    accelerate = pytest.importorskip("accelerate")
+    plain, optimizer = trained(0)
+    model, prepared = trained(0)
+    engine = accelerate.Accelerator(cpu=True)
+    model, prepared = engine.prepare(model, prepared)
+    for seed in (1, 2):
+        one_step(plain, optimizer, seed)
+        one_step(model, prepared, seed)
+    saved = copy.deepcopy(prepared.state_dict())
+    prepared.load_state_dict(saved)
+    one_step(plain, optimizer, 3)
+    one_step(model, prepared, 3)
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_schedulers_of_torch_move_each_group():
+    _, optimizer = trained(0)
+    peaks = [g["lr"] for g in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1 / (1 + step)
+    )
+    optimizer.step()
+    schedule.step()
     rates = [g["lr"] for g in optimizer.param_groups]
-    assert rates[0] / rates[1] == pytest.approx(7e-3 / 3e-3)
-    assert rates[0] < 7e-3
+    assert rates == pytest.approx([peak / 2 for peak in peaks])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))]
+)
+def test_a_copy_goes_on_by_itself(copied):
+    model, optimizer = trained()
+    twin, other = copied((model, optimizer))
+    before = [p.detach().clone() for p in model.parameters()]
+    one_step(twin, other, 3)
+    for a, b in zip(before, model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    one_step(model, optimizer, 3)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_group_added_later_is_updated():
+    # A layer that is unfrozen half way.
+    model = make()
+    late = model.model.layers[0].mlp.up_proj.weight
+    late.requires_grad_(False)
+    optimizer = build_optimizer(model, TrainConfig())
+    before = late.detach().clone()
+    one_step(model, optimizer)
+    assert torch.equal(late, before)
+    late.requires_grad_(True)
+    optimizer.add_param_group({"params": [late], "use_muon": True, "lr": 0.1})
+    one_step(model, optimizer)
+    assert not torch.equal(late, before)
+    assert set(optimizer.state[late]) == {"momentum_buffer"}
+
+
+def test_a_frozen_model_cannot_be_trained():
+    model = make().requires_grad_(False)
+    with pytest.raises(ConfigError, match="every parameter"):
+        build_optimizer(model, TrainConfig())
 
 
 def test_clipping_is_over_all_gradients_together():

@@ -11,7 +11,7 @@ import accelerate.tracking  # noqa: F401  (before what it imports is faked)
 import pytest
 
 from minimind_core import tracking
-from minimind_core.checkpoint import LOG_FILE, RUN_FILE
+from minimind_core.checkpoint import LOG_FILE, RUN_FILE, RUN_FORMAT
 from minimind_core.tracking import (
     TRACKERS,
     TrackerError,
@@ -48,7 +48,8 @@ def write(run, records):
 
 
 def end(run, **facts):
-    (run / RUN_FILE).write_text(json.dumps({"finished": True, **facts}))
+    values = {"format": RUN_FORMAT, "finished": True, **facts}
+    (run / RUN_FILE).write_text(json.dumps(values))
 
 
 @pytest.fixture

@@ -58,7 +58,9 @@ def take_gradient(
     if dtype not in ("float64", "float32", *HALF):
         raise PrecisionError(f"no gradients in {dtype!r}")
     if dtype == "float64":
-        model = copy.deepcopy(model).double()
+        # On the CPU, because Metal has no float64.
+        model = copy.deepcopy(model).cpu().double()
+        batch = {name: tensor.cpu() for name, tensor in batch.items()}
     model.zero_grad(set_to_none=True)
     device = next(model.parameters()).device.type
     half = HALF.get(dtype)
@@ -68,12 +70,12 @@ def take_gradient(
         loss = model(**batch, num_items_in_batch=items).loss
     (loss * scale).backward()
     parts = [
-        p.grad.flatten().double() / scale
+        p.grad.flatten().cpu().double() / scale
         for p in model.parameters()
         if p.grad is not None
     ]
     model.zero_grad(set_to_none=True)
-    return torch.cat(parts).cpu()
+    return torch.cat(parts)
 
 
 class Comparison(NamedTuple):
@@ -141,7 +143,9 @@ def logit_gradients(
     """
     labels = batch["labels"][:, 1:]
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    logits = model(**inputs).logits[:, :-1].double()
+    # First to the CPU, then to double: Metal has no float64.
+    logits = model(**inputs).logits[:, :-1].cpu().double()
+    labels = labels.cpu()
     kept = labels != -100
     probs = logits[kept].softmax(-1)
     truth = torch.zeros_like(probs, dtype=torch.bool)

@@ -16,19 +16,29 @@ from minimind_core.data.encoding import (
     document_encoder,
 )
 from minimind_core.data.packing import (
+    Batches,
     Mixture,
     Row,
     Rows,
     RowStream,
+    as_stream,
     collate,
     count_labels,
+    count_tokens,
     next_rows,
     pack,
 )
-from minimind_core.data.records import Document, Messages, parse_record
+from minimind_core.data.records import (
+    Document,
+    Messages,
+    check_record,
+    parse_record,
+    record_kind,
+)
 from minimind_core.data.sources import (
     HELD_OUT_EVERY,
     Files,
+    InMemory,
     Slice,
     Source,
 )
@@ -36,15 +46,19 @@ from minimind_core.data.specs import (
     MICROWORLD,
     Data,
     DataSpec,
+    is_file_name,
+    open_records,
     open_source,
     parse_data,
     tokenizer_texts,
 )
 
 __all__ = [
-    "HELD_OUT_EVERY", "MICROWORLD", "Data", "DataSpec", "Document",
-    "Encoded", "Encoder", "Files", "Messages", "Mixture", "Row", "RowStream",
-    "Rows", "Slice", "Source", "collate", "conversation_encoder",
-    "count_labels", "document_encoder", "next_rows", "open_source", "pack",
-    "parse_data", "parse_record", "tokenizer_texts",
+    "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Data", "DataSpec",
+    "Document", "Encoded", "Encoder", "Files", "InMemory", "Messages",
+    "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
+    "check_record", "collate", "conversation_encoder", "count_labels",
+    "count_tokens", "document_encoder", "is_file_name", "next_rows",
+    "open_records", "open_source", "pack", "parse_data", "parse_record",
+    "record_kind", "tokenizer_texts",
 ]  # fmt: skip

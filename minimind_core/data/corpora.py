@@ -28,6 +28,8 @@ from minimind_core.errors import DataError, MiniMindError
 from minimind_core.files import atomic_file, require_new
 
 KINDS = ("text", "conversations")
+READERS = {".parquet": "parquet", ".csv": "csv"}
+"""The readers of `datasets` for single files; all others are JSON."""
 MESSAGE_FIELDS = (
     "role", "content", "reasoning_content", "tools", "tool_calls",
 )  # fmt: skip
@@ -46,7 +48,8 @@ def stream_records(
     Parameters
     ----------
     name : str
-        A data set of the Hugging Face hub, or the path of a ``.jsonl``.
+        A data set of the Hugging Face hub, or the path of a ``.jsonl``,
+        a ``.parquet`` or a ``.csv``, compressed or not.
     kind : {"text", "conversations"}
         For conversations the fields of a message are declared, as in
         MiniMind's own code (dataset/lm_dataset.py, line 63, commit d65ef2c).
@@ -77,7 +80,8 @@ def stream_records(
         "Python starts, or download the file elsewhere and give its path"
     )  # fmt: skip
     if Path(name).is_file():
-        source, file, advice = "json", name, ""
+        reader = READERS.get(Path(name).suffix.lower(), "json")
+        source, file, advice = reader, name, ""
     try:
         yield from load_dataset(
             source, data_files=file, split=split, features=features,

@@ -3,15 +3,20 @@
     from minimind_core.data import Rows, collate, next_rows
     stream = Rows(source, document_encoder(tokenizer), seq_len=128)
     batch = collate(next_rows(stream, 32), pad_token_id=0)
-    stream.state_dict()                     # {"drawn": 64, ...}
+    stream.state_dict()                     # {"drawn": 64, "left": 32, ...}
+
+A stream gives rows without end. `Rows` makes one from a source of records;
+`as_stream` makes one from any iterable of rows or batches, such as a torch
+``DataLoader``.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +36,10 @@ class Row(NamedTuple):
 
 
 class RowStream(Protocol):
-    """An endless stream of rows whose position can be saved."""
+    """An endless stream of rows whose position can be saved.
+
+    A class of your own needs these four, and no base class.
+    """
 
     @property
     def skipped(self) -> int:
@@ -41,7 +49,7 @@ class RowStream(Protocol):
         """The next row."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
+        """The position, small and ready for JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
@@ -50,7 +58,8 @@ class RowStream(Protocol):
 class Rows:
     """Documents laid into rows of at most `seq_len` tokens.
 
-    A document that is longer goes on in the next row: nothing is cut off.
+    A document that is longer continues in the next row, so that nothing of
+    it is lost.
 
     Parameters
     ----------
@@ -89,6 +98,11 @@ class Rows:
         self.drawn = self.skipped = 0
         self.ready: list[Row] = []
         self._order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def oldest(self) -> int:
+        """The first record, as they are drawn, with rows still to come."""
+        return self.drawn - self.CHUNK * bool(self.ready)
 
     def _index(self, count: int) -> int:
         """Which record comes `count`-th."""
@@ -142,17 +156,52 @@ class Rows:
         return self.ready.pop(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: records drawn and rows already laid out."""
+        """The position: how many records were drawn, what is left of them.
+
+        The rows that are laid out but not yet taken are not in it, because
+        the records they come from give them again.
+        """
         return {
             "drawn": self.drawn,
             "skipped": self.skipped,
-            "ready": [list(row) for row in self.ready],
+            "left": len(self.ready),
+            "size": self.source.size,
+            "check": _check(self.ready),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
-        self.drawn, self.skipped = state["drawn"], state["skipped"]
-        self.ready = [Row(*row) for row in state["ready"]]
+        """Go on from a saved position.
+
+        Raises
+        ------
+        DataError
+            If the source does not hold the same records any more.
+        """
+        if state["size"] != self.source.size:
+            raise DataError(
+                f"the data holds {self.source.size} records, but there were "
+                f"{state['size']} when the position was saved: restore the "
+                "data, or start another run"
+            )
+        self.drawn, left = state["drawn"], state["left"]
+        self.ready = []
+        if left:
+            self.drawn -= self.CHUNK
+            self._refill()
+            self.ready = self.ready[-left:]
+        if _check(self.ready) != state["check"]:
+            raise DataError(
+                f"records {self.drawn - self.CHUNK} to {self.drawn - 1} of "
+                "the data, counted in the order of training, are not what "
+                "they were when the position was saved, or are encoded "
+                "differently: restore the data, or start another run"
+            )
+        self.skipped = state["skipped"]
+
+
+def _check(rows: Sequence[Row]) -> int:
+    """A checksum, by which changed data is noticed."""
+    return zlib.crc32(repr([tuple(row) for row in rows]).encode())
 
 
 def pack(pieces: Sequence[Encoded], seq_len: int) -> list[Row]:
@@ -213,6 +262,22 @@ class Mixture:
         """Records of both that had nothing to learn."""
         return self.main.skipped + self.replay.skipped
 
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """Records drawn from both, where they count them."""
+        return {
+            "main": getattr(self.main, "drawn", None),
+            "replay": getattr(self.replay, "drawn", None),
+        }
+
+    @property
+    def oldest(self) -> dict[str, Any]:
+        """The first records of both with rows still to come."""
+        return {
+            "main": getattr(self.main, "oldest", None),
+            "replay": getattr(self.replay, "oldest", None),
+        }
+
     def next_row(self) -> Row:
         """The next row of one of the two."""
         draw = random.Random(f"{self.seed}:mix:{self.count}").random()
@@ -235,16 +300,206 @@ class Mixture:
         self.replay.load_state_dict(state["replay"])
 
 
+class Batches:
+    """A stream from any iterable of rows or batches.
+
+    Parameters
+    ----------
+    items : iterable
+        A list, a torch ``Dataset`` or ``DataLoader``, or whatever else can
+        be iterated over. It starts over at its end. An item is a `Row`, an
+        `Encoded`, a list of token ids, or a mapping with ``input_ids`` and,
+        unless every token is to be learnt, ``labels``: lists or tensors of
+        one row, or of a batch of rows. Padding is left out where there is
+        an ``attention_mask``.
+
+    Notes
+    -----
+    The trainer takes as many rows at a time as its config says, however many
+    there are in an item. A saved position is a number of items. To go on
+    from it the iterable is begun anew and so many are passed over, which is
+    exact only if it gives the same items in the same order again. A
+    ``DataLoader`` that shuffles does so only with a generator that has been
+    seeded anew.
+    """
+
+    skipped = 0
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+        self.drawn = 0
+        self.ready: list[Row] = []
+        self._iterator: Iterator[Any] = iter(())
+
+    @property
+    def oldest(self) -> int:
+        """The first item, as they are drawn, with rows still to come."""
+        return self.drawn - bool(self.ready)
+
+    def _begin(self) -> Iterator[Any]:
+        items: Any = self.items
+        if hasattr(items, "__iter__"):
+            return iter(items)
+        # A torch Dataset has a length and indices only, and need not say
+        # where its end is.
+        return (items[i] for i in range(len(items)))
+
+    def _next_item(self) -> Any:
+        for item in self._iterator:
+            self.drawn += 1
+            return item
+        self._iterator = self._begin()
+        for item in self._iterator:
+            self.drawn += 1
+            return item
+        raise DataError(
+            f"the data ended after {self.drawn} items; give an iterable that "
+            "can start over, such as a list, or one without an end"
+            if self.drawn
+            else "the data holds no items to train on"
+        )
+
+    def next_row(self) -> Row:
+        """The next row.
+
+        Raises
+        ------
+        DataError
+            If an item cannot be understood, or there are no more.
+        """
+        tried = 0
+        while not self.ready:
+            item = self._next_item()
+            self.ready = _rows_of(item, f"item {self.drawn} of the data")
+            tried += 1
+            if not self.ready and tried > 10_000:
+                raise DataError(
+                    f"none of {tried} items has a row of two tokens or more"
+                )
+        return self.ready.pop(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: items drawn, and rows left of the last one."""
+        return {
+            "drawn": self.drawn,
+            "left": len(self.ready),
+            "check": _check(self.ready),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position.
+
+        Raises
+        ------
+        DataError
+            If the iterable does not give the same items again.
+        """
+        self.drawn, self.ready = 0, []
+        self._iterator = iter(self.items)
+        while self.drawn < state["drawn"]:
+            item = self._next_item()
+        if state["left"]:
+            rows = _rows_of(item, f"item {self.drawn} of the data")
+            self.ready = rows[-state["left"] :]
+        if _check(self.ready) != state["check"]:
+            raise DataError(
+                f"item {self.drawn} of the data is not what it was when the "
+                "position was saved: give the same items in the same order"
+            )
+
+
+def as_stream(data: RowStream | Iterable[Any]) -> RowStream:
+    """A stream of rows from what a user may have.
+
+    Parameters
+    ----------
+    data : RowStream or iterable
+        A stream is returned as it is; for an iterable see `Batches`.
+
+    Raises
+    ------
+    DataError
+        If it is neither.
+    """
+    if hasattr(data, "next_row"):
+        return cast(RowStream, data)
+    if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
+        return Batches(data)
+    raise DataError(
+        f"a {type(data).__name__} is neither a stream of rows (Rows, "
+        "Mixture) nor an iterable of rows or batches"
+    )
+
+
+def _rows_of(item: Any, where: str) -> list[Row]:
+    """The rows in an item of `Batches`."""
+    if isinstance(item, Row):
+        return [item]
+    if isinstance(item, Encoded):
+        item = item._asdict()
+    elif not isinstance(item, Mapping):
+        item = {"input_ids": item}
+    ids = _lists(item.get("input_ids"), where)
+    labels = ids
+    if item.get("labels") is not None:
+        labels = _lists(item["labels"], where)
+    masks = [[1] * len(row) for row in ids]
+    if item.get("attention_mask") is not None:
+        masks = _lists(item["attention_mask"], where)
+    rows = []
+    try:
+        for mine, learnt, mask in zip(ids, labels, masks, strict=True):
+            kept = [
+                pair
+                for pair, m in zip(
+                    zip(mine, learnt, strict=True), mask, strict=True
+                )
+                if m
+            ]
+            rows.append(Encoded([a for a, _ in kept], [b for _, b in kept]))
+    except ValueError:
+        raise DataError(
+            f"{where}: input_ids, labels and attention_mask must have the "
+            "same shape"
+        ) from None
+    # One token alone predicts nothing.
+    return pack([row for row in rows if len(row.input_ids) > 1], 0)
+
+
+def _lists(values: Any, where: str) -> list[list[int]]:
+    """One row or several, as a list of rows."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if not isinstance(values, list | tuple) or not values:
+        raise DataError(
+            f"{where}: expected a row or a mapping with token ids in "
+            f"'input_ids', found {type(values).__name__}"
+        )
+    rows = values if isinstance(values[0], list | tuple) else [values]
+    for row in rows:
+        for token in row:
+            if type(token) is not int:
+                raise DataError(
+                    f"{where}: token ids are integers, not {token!r}"
+                )
+    return [list(row) for row in rows]
+
+
 def next_rows(stream: RowStream, count: int) -> list[Row]:
     """The next rows of a stream, as one batch."""
     return [stream.next_row() for _ in range(count)]
 
 
 def count_labels(rows: Iterable[Row]) -> int:
-    """How many tokens a batch is trained on."""
+    """How many supervised tokens there are: those the loss is taken at."""
     return sum(
         label != IGNORE_INDEX for row in rows for label in row.labels[1:]
     )
+
+
+def count_tokens(rows: Iterable[Row]) -> int:
+    """How many tokens a model reads, padding not counted."""
+    return sum(len(row.input_ids) for row in rows)
 
 
 def collate(
@@ -272,7 +527,13 @@ def collate(
 
     def fill(lists: Iterable[list[int]], value: int) -> Tensor:
         padded = [one + [value] * (time - len(one)) for one in lists]
-        return torch.tensor(padded).to(device, non_blocking=True)
+        tensor = torch.tensor(padded)
+        if torch.device(device).type == "cuda":
+            # From pinned memory the copy does not hold up the program, and
+            # torch keeps that memory until the copy is done. Elsewhere such
+            # a copy could be made after the tensor is gone.
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
 
     batch = {
         "input_ids": fill((r.input_ids for r in rows), pad_token_id),

@@ -18,7 +18,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from minimind_core.data.records import is_jsonl, not_utf8, parse_record
+from minimind_core.data.records import (
+    check_record,
+    is_jsonl,
+    not_utf8,
+    parse_record,
+)
 from minimind_core.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
@@ -121,8 +126,43 @@ class Files:
             if is_jsonl(path):
                 found.append(parse_record(raw, self.kind, str(path)))
             else:
-                found.append(raw.decode("utf-8").strip("\n"))
+                found.append(raw.decode("utf-8-sig").strip("\n"))
         return found
+
+
+class InMemory:
+    """Records that a program already holds.
+
+    Parameters
+    ----------
+    records : sequence
+        A list, or anything else with a length and indices, such as a
+        `datasets.Dataset`. Each record is a text or a list of messages, or
+        a mapping that holds it under the name of its kind, as a line of a
+        ``.jsonl`` file does.
+    kind : {"text", "conversations"}
+
+    Raises
+    ------
+    DataError
+        Naming the number of the first record that is wrong.
+
+    Examples
+    --------
+    >>> source = InMemory(["One day Mia met Tom.", "Tom has a red ball."])
+    >>> stream = Rows(source, document_encoder(tokenizer), seq_len=128)
+    """
+
+    def __init__(self, records: Sequence[Any], kind: str = "text") -> None:
+        self.size = len(records)
+        self._records = [
+            check_record(records[i], kind, f"record {i}")
+            for i in range(self.size)
+        ]
+
+    def records(self, indices: Sequence[int]) -> list[Any]:
+        """The records with these indices, in this order."""
+        return [self._records[i] for i in indices]
 
 
 class Slice:

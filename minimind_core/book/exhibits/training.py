@@ -56,7 +56,7 @@ def accumulate_means(
 def flat_gradient(model: nn.Module) -> Tensor:
     """All gradients of a model in one row, as float64."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.cat([grad.flatten().double() for grad in grads])
+    return torch.cat([grad.flatten().cpu().double() for grad in grads])
 
 
 def train_and_save(

@@ -91,11 +91,12 @@ def scaling(preset: str, progress: bool) -> list[dict[str, Any]]:
                 continue
             seen = check(trainer.model)
             floor = seen["floor"]
-            mean = trainer.tokens / trainer.step / BATCH
+            tokens = trainer.supervised_tokens
+            mean = tokens / trainer.step / BATCH
             points.append({
                 "step": trainer.step,
-                "tokens": trainer.tokens,
-                "flops": trainer.tokens * flops_per_token(shape, round(mean)),
+                "tokens": tokens,
+                "flops": tokens * flops_per_token(shape, round(mean)),
                 "loss": seen["validation_loss"],
             })  # fmt: skip
         if progress:
