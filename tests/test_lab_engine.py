@@ -455,6 +455,39 @@ def test_an_untied_head_of_other_widths(small_runs, javascript, tmp_path):
     )
 
 
+@torch.no_grad()
+def test_weights_in_int8_take_half_the_room_and_are_read_right(
+    scene, javascript, tmp_path
+):
+    model, _, tok, half, _ = scene
+    stage = describe_model(model, tok, "int8")
+    assert len(stage["weights"]) < 0.6 * len(half["weights"])
+    (tmp_path / "stage.json").write_text(json.dumps(stage))
+    rows = list(prompts(tok, 20))
+    found = javascript(
+        MODEL + "return input.rows.map((ids) => [...model.read(ids)]);",
+        {"path": str(tmp_path / "stage.json"), "rows": rows},
+    )
+    stored = MiniMind(model.config).eval()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = tensor.half().float()
+        if tensor.ndim == 2:
+            scale = tensor.abs().max(1, keepdim=True).values / 127
+            state[name] = (tensor / scale).round() * scale
+    stored.load_state_dict(state)
+    for ids, logits in zip(rows, found, strict=True):
+        theirs = torch.tensor(logits)
+        same = stored(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(theirs, same, atol=2e-4, rtol=1e-4)
+        exact = model(torch.tensor([ids])).logits[0, -1]
+        gap = float((theirs - exact).abs().max())
+        assert gap < 2 * stage["error"]["logits"]
+    assert half["error"]["nats"] < stage["error"]["nats"] < 0.05
+    with pytest.raises(ConfigError, match="int4"):
+        describe_model(model, tok, "int4")
+
+
 # --- adapters --------------------------------------------------------------
 
 
@@ -610,6 +643,8 @@ return [
   why(config, header("{ not JSON")),
   why(config, header(
     '{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}')),
+  why(config, header(
+    '{"a":{"dtype":"I8","shape":[0,1],"data_offsets":[0,0]}}')),
   why(config, file, small),
 ];
 """,
@@ -619,7 +654,7 @@ return [
         "opened", "has the shape (500, 128), but", "layers.2.", "vocab_size",
         "model_type is llama", "attention_bias", "multiple of",
         "no place for model.layers.1.", "rotary", "no safetensors",
-        "cut short", "cut short", "header", "I64",
+        "cut short", "cut short", "header", "I64", "scale for each row",
         "501 tokens, the model only 500",
     ), strict=True):  # fmt: skip
         assert part in message

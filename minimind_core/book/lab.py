@@ -46,7 +46,12 @@ GLOBAL = "MiniMindLab"
 CHECKED = 50
 
 
-def describe_stage(folder: str | Path) -> dict[str, Any]:
+FORMATS = ("float16", "int8")
+
+
+def describe_stage(
+    folder: str | Path, format: str = "float16"
+) -> dict[str, Any]:
     """What the engine needs to run the model in a folder.
 
     Parameters
@@ -54,20 +59,23 @@ def describe_stage(folder: str | Path) -> dict[str, Any]:
     folder : path
         A run or an exported model; of an adapter's folder the base is
         described, with the adapter beside it.
+    format : {"float16", "int8"}
+        How the weights are stored. In int8 a matrix takes half the room:
+        each of its rows has a scale of its own, in float32.
 
     Returns
     -------
     dict
-        ``config``, ``tokenizer``, ``weights`` (a safetensors file in
-        float16, as base64), ``adapter`` where there is one, and ``error``,
-        see `half_error`.
+        ``config``, ``tokenizer``, ``weights`` (a safetensors file, as
+        base64), ``adapter`` where there is one, always in float16, and
+        ``error``, see `format_error`.
 
     Raises
     ------
     CheckpointError
         If there is no model, or one that float16 cannot hold.
     ConfigError
-        If the adapter is more than plain LoRA.
+        If the adapter is more than plain LoRA, or the format unknown.
     """
     folder = Path(folder)
     adapter = None
@@ -75,16 +83,22 @@ def describe_stage(folder: str | Path) -> dict[str, Any]:
         adapter = _adapter(folder)
         folder = adapter_base(folder)
     model, tokenizer = load_model(folder)
-    stage = describe_model(model, tokenizer)
+    stage = describe_model(model, tokenizer, format)
     if adapter is not None:
         stage["adapter"] = adapter
     return stage
 
 
 def describe_model(
-    model: MiniMind, tokenizer: PreTrainedTokenizerFast
+    model: MiniMind,
+    tokenizer: PreTrainedTokenizerFast,
+    format: str = "float16",
 ) -> dict[str, Any]:
     """The same as `describe_stage` for a model in memory, unadapted."""
+    if format not in FORMATS:
+        raise ConfigError(
+            f"the format must be one of {', '.join(FORMATS)}, not {format!r}"
+        )
     config = model.config
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     vocab = sorted(parts["model"]["vocab"].items(), key=lambda pair: pair[1])
@@ -114,22 +128,39 @@ def describe_model(
             "pre_tokenizer": parts["pre_tokenizer"],
             "normalizer": parts["normalizer"],
         },
-        "weights": _half(weights_of(model)),
-        "error": half_error(model, tokenizer),
+        "weights": _packed(weights_of(model), format),
+        "error": format_error(model, tokenizer, format),
     }
 
 
-def _half(tensors: dict[str, Tensor]) -> str:
-    """Tensors as a safetensors file in float16, in base64."""
+def _packed(tensors: dict[str, Tensor], format: str) -> str:
+    """Tensors as a safetensors file in base64."""
     from safetensors.torch import save
 
-    halves = {}
+    packed = {}
     for name, tensor in tensors.items():
-        half = tensor.detach().to("cpu", torch.float16).contiguous()
-        if not bool(half.isfinite().all()):
+        tensor = tensor.detach().cpu()
+        if format == "int8" and tensor.ndim == 2:
+            packed[name], packed[f"{name}.scale"] = _quantised(tensor)
+            continue
+        packed[name] = tensor.to(torch.float16).contiguous()
+        if not bool(packed[name].isfinite().all()):
             raise CheckpointError(f"{name}: too large for float16")
-        halves[name] = half
-    return base64.b64encode(save(halves)).decode("ascii")
+    return base64.b64encode(save(packed)).decode("ascii")
+
+
+def _quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, and what a 1 is worth in each row."""
+    scale = matrix.float().abs().amax(1).clamp(min=1e-12) / 127
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
+
+
+def _rounded(tensor: Tensor, format: str) -> Tensor:
+    """A tensor as the engine gets it."""
+    if format == "int8" and tensor.ndim == 2:
+        whole, scale = _quantised(tensor)
+        return whole * scale[:, None]
+    return tensor.to(torch.float16).float()
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
@@ -151,33 +182,34 @@ def _adapter(folder: Path) -> dict[str, Any]:
         )
     tensors = load_file(folder / "adapter_model.safetensors")
     return {
-        "weights": _half(tensors),
+        "weights": _packed(tensors, "float16"),
         "scale": config["lora_alpha"] / config["r"],
     }
 
 
 @torch.no_grad()
-def half_error(
-    model: MiniMind, tokenizer: PreTrainedTokenizerFast
+def format_error(
+    model: MiniMind, tokenizer: PreTrainedTokenizerFast, format: str
 ) -> dict[str, float]:
-    """What rounding the weights to float16 does to a model.
+    """What storing the weights in fewer bits does to a model.
 
     Parameters
     ----------
     model : MiniMind
         In float32; it is left as it is.
     tokenizer : PreTrainedTokenizerFast
+    format : {"float16", "int8"}
 
     Returns
     -------
     dict
         On held-out stories: ``logits``, the largest difference of a logit;
-        ``nats``, the mean divergence of the rounded model's distributions
+        ``nats``, the mean divergence of the stored model's distributions
         from the model's own, per token.
     """
     rounded = MiniMind(model.config)
     rounded.load_state_dict({
-        name: tensor.half().float()
+        name: _rounded(tensor, format)
         for name, tensor in model.state_dict().items()
     })
     worst, nats, count = 0.0, 0.0, 0

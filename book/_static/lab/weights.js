@@ -72,7 +72,7 @@ export class Weights {
 }
 
 const BYTES = /** @type {Record<string, number>} */ (
-  { F32: 4, F16: 2, BF16: 2 }
+  { F32: 4, F16: 2, BF16: 2, I8: 1 }
 );
 const LARGEST = 100e6;
 
@@ -108,7 +108,7 @@ export function readSafetensors(buffer) {
     const width = BYTES[dtype];
     if (width === undefined) {
       throw new ModelError(
-        `${name} is of type ${dtype}; F32, F16 and BF16 can be read`,
+        `${name} is of type ${dtype}, which cannot be read here`,
       );
     }
     const count = shape.reduce(
@@ -120,7 +120,27 @@ export function readSafetensors(buffer) {
     const bytes = buffer.slice(8 + size + start, 8 + size + end);
     tensors[name] = { shape, data: toFloat32(bytes, dtype) };
   }
+  for (const name of Object.keys(tensors)) {
+    if (header[name].dtype === "I8") rescale(tensors, name);
+  }
   return tensors;
+}
+
+/**
+ * A matrix of whole numbers, whose rows each have a scale.
+ * @param {Tensors} tensors
+ * @param {string} name
+ */
+function rescale(tensors, name) {
+  const { shape: [rows, columns], data } = tensors[name];
+  const scale = tensors[`${name}.scale`]?.data;
+  if (scale?.length !== rows) {
+    throw new ModelError(`${name} is in int8, without a scale for each row`);
+  }
+  for (let n = 0; n < data.length; n++) {
+    data[n] *= scale[Math.floor(n / columns)];
+  }
+  delete tensors[`${name}.scale`];
 }
 
 /**
@@ -129,6 +149,7 @@ export function readSafetensors(buffer) {
  */
 function toFloat32(bytes, dtype) {
   if (dtype === "F32") return new Float32Array(bytes);
+  if (dtype === "I8") return Float32Array.from(new Int8Array(bytes));
   const halves = new Uint16Array(bytes);
   const data = new Float32Array(halves.length);
   if (dtype === "BF16") {
