@@ -62,7 +62,7 @@ from minimind_core.data import (
     tokenizer_texts,
 )
 from minimind_core.distributed import run_once
-from minimind_core.errors import CheckpointError, ConfigError, DataError
+from minimind_core.errors import ConfigError, DataError
 from minimind_core.evaluation import (
     held_out_conversations,
     held_out_documents,
@@ -70,7 +70,12 @@ from minimind_core.evaluation import (
 )
 from minimind_core.export import export_hf
 from minimind_core.files import require_new
-from minimind_core.loading import load_adapter, load_config, load_model
+from minimind_core.loading import (
+    check_tokenizer,
+    load_adapter,
+    load_config,
+    load_model,
+)
 from minimind_core.model import MiniMind
 from minimind_core.precision import Precision, resolve
 from minimind_core.run import (
@@ -777,11 +782,7 @@ def train_lora(
         return _finished(folder, progress, load_adapter)
     source = open_source(spec, "skill", seed=plan.seed)
     tok = load_tokenizer(base)
-    if len(tok) > shape.vocab_size:
-        raise CheckpointError(
-            f"{base}: the tokenizer has {len(tok)} tokens, the model only "
-            f"{shape.vocab_size}"
-        )
+    check_tokenizer(tok, shape, str(base))
     encode = conversation_encoder(tok, plan.seq_len)
     rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows

@@ -15,7 +15,7 @@ EXAMPLES = dict(
 # What each example must have shown, beyond that it ran.
 SHOWN = {
     "Your own data, in memory": r"Tom\.\n\Z",
-    "A callback": r"\(\[1, 2, .*\], \[0\.\d+, .*\]\)\n\Z",
+    "A callback": r"\(\[1, 2, .*\], \[\d\.\d+, .*\]\)\n\Z",
     "An optimizer and a schedule": r"\(\[1, 2, 3, .*\], \[0\.0, 0\.0",
     "Another model": r"\n?\d\.\d+\n\Z",
     "Frozen layers": r"",
