@@ -35,28 +35,35 @@ const tongue = new world.Language(
 """
 
 
-def broken(text, rng, others):
+def broken(text, rng, tables):
     """A text that is near a story, and seldom one."""
     at = rng.randrange(len(text))
-    way = rng.randrange(5)
+    way = rng.randrange(9)
     if way == 0:
         return text[:at]
     if way == 1:
         return text[:at] + rng.choice("aZ。 ,她") + text[at + 1 :]
-    if way == 2:  # a word of the world in another one's place
-        old, new = rng.sample(others, 2)
-        head, found, tail = text.rpartition(old)
-        return head + new + tail if found else text + new
-    if way == 3:  # two stories in one
+    if way == 2:  # two stories in one
         return text[:at] + write_story(1, at).text[at:]
-    return text + text[at:]
+    if way == 3:
+        return text + text[at:]
+    # One of a table's words in another one's place.
+    swaps = [
+        (old, new)
+        for words in tables
+        for old in words.values() if old in text
+        for new in words.values() if new != old
+    ]  # fmt: skip
+    old, new = rng.choice(swaps)
+    head, _, tail = text.rpartition(old)
+    return head + new + tail
 
 
 def texts_of(language):
-    words = [w for t in DATA[language]["words"].values() for w in t.values()]
+    tables = list(DATA[language]["words"].values())
     rng = random.Random(language)
     whole = [write_story(41, i, language).text for i in range(COUNT)]
-    return whole + [broken(text, rng, words) for text in whole]
+    return whole + [broken(text, rng, tables) for text in whole]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -97,7 +104,7 @@ return input.texts.map((text) => {
         for ours, other in zip(story.choices, theirs["choices"], strict=True):
             assert other["logprob"] == pytest.approx(ours.logprob, abs=1e-12)
     assert valid >= COUNT
-    assert reasons > 0.9 * COUNT
+    assert reasons > 0.8 * COUNT
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
