@@ -95,6 +95,8 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(PY) book/_ext/vendor.py typescript
+	$(BIN)/node _build/vendor/typescript/tsc.js --project jsconfig.json
 
 serve:
 	@test -f _build/html/book/index.html || \

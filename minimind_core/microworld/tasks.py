@@ -7,7 +7,6 @@ is checked to the letter, and a story that was asked for by the Reader.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from minimind_core.microworld.stories import (
@@ -24,6 +23,7 @@ from minimind_core.microworld.world import (
     PLACES,
     TIMES,
     WEATHER,
+    WORLD,
 )
 
 State = dict[str, str]
@@ -122,79 +122,38 @@ class Conversation:
 # --- questions -------------------------------------------------------------
 
 
-def _about_someone(state: State, rng: random.Random) -> list[State]:
-    return [{"who": state[role]} for role in ("hero", "friend")]
+def _ways(kind: str, state: State, rng: random.Random) -> list[State]:
+    """The ways in which a story allows to ask a kind of question.
+
+    Returns
+    -------
+    list of dict
+        What has to be known for each beside the story's own state.
+    """
+    if kind == "unknown":
+        return [{"absent": rng.choice(absent(state))}]
+    return [
+        # What is known is a role's key, or a key itself.
+        {
+            role: state.get(source, source)
+            for role, source in way.get("known", {}).items()
+        }
+        for way in WORLD.asked[kind]
+        if state["plot"] in way.get("plots", (state["plot"],))
+    ]
 
 
-def _feelings(state: State, rng: random.Random) -> list[State]:
-    if "feeling" in state:
-        return [{"who": state["friend"], "felt": state["feeling"]}]
-    if state["plot"] == "lose":
-        return [{"who": state["hero"], "felt": "sad"}]
-    return []
-
-
-def _holdings(state: State, rng: random.Random) -> list[State]:
-    """Who has what when the story ends."""
-    has = {"color": state.get("color", ""), "thing": state.get("thing", "")}
-    if state["plot"] == "trade":
-        other = {"color": state["color2"], "thing": state["thing2"]}
-        return [
-            {"who": state["hero"], **other},
-            {"who": state["friend"], **has},
-        ]
-    owner = {"lose": "hero", "gift": "friend"}.get(state["plot"])
-    return [{"who": state[owner], **has}] if owner else []
-
-
-def _absent(state: State, rng: random.Random) -> list[State]:
-    present = {state.get(r) for r in ("hero", "friend", "other")}
-    strangers = [key for key in PEOPLE.keys if key not in present]
-    return [{"absent": rng.choice(strangers)}]
-
-
-def _in(*plots: str) -> Callable[[State, random.Random], list[State]]:
-    return lambda state, rng: [{}] if state["plot"] in plots else []
-
-
-def _always(state: State, rng: random.Random) -> list[State]:
-    return [{}]
-
-
-# Kind -> the ways a story allows to ask it, as what has to be known beside
-# the story's own state.
-_ASKABLE: dict[str, Callable[[State, random.Random], list[State]]] = {
-    "weather": _always,
-    "time": _always,
-    "where": _in(
-        "trade", "help", "lose", "count", "shelter", "gift", "make"
-    ),
-    "before": _in("search"),  # who searches goes to a second place
-    "met": _always,
-    "pronoun": _always,
-    "job": _about_someone,
-    "feeling": _feelings,
-    "first": _in("trade", "lose", "gift"),
-    "color": _in("trade", "lose", "gift", "search", "shelter"),
-    "now": _holdings,
-    "lost": _in("lose"),
-    "why": _in("help"),
-    "count": _in("count"),
-    "found": _in("search"),
-    "drank": _in("shelter"),
-    "got": _in("make"),
-    "unknown": _absent,
-    "write": _always,
-    "retell": _always,
-    "continue": _always,
-}
+def absent(state: State) -> list[str]:
+    """Everybody who is not in a story."""
+    present = {state.get(role) for role in WORLD.present}
+    return [key for key in PEOPLE.keys if key not in present]
 
 
 def _phrase(
     kind: str, state: State, language: str, rng: random.Random
 ) -> tuple[str, str] | None:
     """A question and its answer, or None if the story has none."""
-    ways = _ASKABLE[kind](state, rng)
+    ways = _ways(kind, state, rng)
     if not ways:
         return None
     module = language_module(language)
@@ -384,7 +343,7 @@ def preference(seed: int, index: int, language: str = "en") -> Preference:
         if roles[0] in story.state:
             break
     state = story.state
-    known = {**state, **rng.choice(_ASKABLE[kind](state, rng))}
+    known = {**state, **rng.choice(_ways(kind, state, rng))}
     # What the answer turns on is changed, and nothing else.
     taken = {state.get(role) for role in (*roles, "hero")}
     other = rng.choice([key for key in options.keys if key not in taken])
