@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from minimind_core.chat import stop_token_ids
 from minimind_core.config import ModelConfig
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import (
@@ -190,15 +191,29 @@ def write_package(
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     described = {**config.to_hf(), "dtype": dtype, "torch_dtype": dtype}
     write_json(folder / "config.json", described)
-    write_json(folder / "generation_config.json", generation_config(config))
+    write_json(
+        folder / "generation_config.json",
+        generation_config(config, tokenizer),
+    )
     save_tokenizer(tokenizer, folder)
 
 
-def generation_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the generation config, which lets ``generate`` stop."""
+def generation_config(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Any]:
+    """Return the generation config, which lets ``generate`` stop.
+
+    Returns
+    -------
+    dict
+        ``eos_token_id`` is a list where the tokenizer's chat template ends
+        a turn with another token than the end of a text.
+    """
+    stops = {config.eos_token_id, *stop_token_ids(tokenizer)}
+    ends = sorted(stops, key=lambda token: token != config.eos_token_id)
     return {
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": config.pad_token_id,
     }
 

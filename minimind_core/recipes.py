@@ -98,6 +98,7 @@ from minimind_core.threads import choose_threads
 from minimind_core.tokenizer import (
     load_tokenizer,
     save_tokenizer,
+    special_ids,
     tokenizer_digest,
     train_tokenizer,
 )
@@ -171,17 +172,20 @@ def _with_vocabulary(
 ) -> ModelConfig:
     """Return the shape with an embedding row for each token.
 
-    A requested number of rows is kept if it is large enough.
+    A requested number of rows is kept if it is large enough. The ids of the
+    special tokens are the tokenizer's, which need not be 0, 1 and 2.
     """
+    bos, eos, pad = special_ids(tok)
+    ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     asked = isinstance(model, ModelConfig) or "vocab_size" in (model or {})
     if asked and shape.vocab_size > len(tok):
-        return shape
+        return shape.replace(**ids)
     if asked and shape.vocab_size < len(tok):
         raise ConfigError(
             f"vocab_size {shape.vocab_size} is less than the "
             f"{len(tok)} tokens of the tokenizer"
         )
-    return shape.replace(vocab_size=len(tok))
+    return shape.replace(vocab_size=len(tok), **ids)
 
 
 #: Settings that have no effect in a stage, and why.

@@ -152,7 +152,11 @@ def test_damaged_files_are_named(folder, model, name):
 def test_folders_that_are_no_model(tmp_path, folder):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_model(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_model(tmp_path / "empty")
+    # The folder of a run lies in this one.
+    with pytest.raises(CheckpointError, match=f"in it are {folder.name}"):
         load_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"its base .* is not there"):

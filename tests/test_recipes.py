@@ -24,6 +24,7 @@ from minimind_core.errors import (
 )
 from minimind_core.evaluation import evaluate
 from minimind_core.export import export_hf, import_checkpoint
+from minimind_core.files import read_json
 from minimind_core.microworld import conversation, write_story
 from minimind_core.model import MiniMind
 from minimind_core.recipes import pretrain, sft, train_lora
@@ -739,3 +740,24 @@ def test_summaries_claim_nothing_unmeasured():
         assert "evening" not in preset.summary
 
 
+
+
+def test_special_tokens_may_have_other_ids(tmp_path):
+    """The model, its padding and its end are the tokenizer's."""
+    from minimind_core.tokenizer import save_tokenizer, train_tokenizer
+
+    tok = train_tokenizer(["One day Mia met Tom."], 300)
+    tok.add_special_tokens({"eos_token": "<end>", "pad_token": "<pad>"})
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    save_tokenizer(tok, folder)
+    run = pretrain(
+        tmp_path / "run", tokenizer=folder, steps=1, batch_size=2,
+        progress=False,
+    )  # fmt: skip
+    config = run.model.config
+    assert config.eos_token_id == tok.convert_tokens_to_ids("<end>") > 2
+    assert config.pad_token_id == tok.convert_tokens_to_ids("<pad>") > 2
+    written = read_json(run.path / "generation_config.json")
+    # A turn of the chat template ends with another token than a text.
+    assert written["eos_token_id"] == [config.eos_token_id, 2]
