@@ -460,7 +460,7 @@ def test_data_of_no_use(tmp_path, tokenizer, data, message):
         ({"lr": "fast"}, "lr must be a valid number, not 'fast'"),
         ({"optimizer": 5}, "optimizer must be 'muon' or 'adamw', not 5"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)])},
-         "give a function that gets the model"),
+         "pass a function that takes the model"),
     ],
 )  # fmt: skip
 def test_arguments_of_no_use(tmp_path, tokenizer, wrong, message):
@@ -507,7 +507,7 @@ def test_code_of_your_own(tmp_path, small_runs, tokenizer, stage):
     found = read_metadata(out)
     assert (found["stopped"], found["steps"]) == ("enough", 3)
     # It can't be repeated without the code, and says so.
-    with pytest.raises(ConfigError, match=r"own \(optimizer, schedule\)"):
+    with pytest.raises(ConfigError, match=r"program \(optimizer, schedule\)"):
         read_settings(out / "minimind.json", stage)
 
 
