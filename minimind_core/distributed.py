@@ -78,22 +78,29 @@ class Processes:
 
         See `run_once`, which joins the group first.
         """
-        if self.world == 1:
+        global _alone
+        if self.world == 1 or _alone:
+            # Alone, or within such a call: the others take no part in it.
             return work()
         # Begin with a barrier: what one process has checked on the disk must
         # not be changed by another one that is further ahead.
         self.barrier()
         result: T | None = None
         error: Exception | None = None
+        failed: Exception | None = None
         if self.is_main:
+            _alone = True
             try:
                 result = work()
             except MiniMindError as raised:
                 error = raised
             except Exception as raised:
-                self.broadcast((None, RuntimeError(f"process 0: {raised}")))
-                raise
+                failed, error = raised, RuntimeError(f"process 0: {raised}")
+            finally:
+                _alone = False
         result, error = self.broadcast((result, error))
+        if failed is not None:
+            raise failed
         if error is not None:
             raise error
         return result  # type: ignore[return-value]
@@ -105,6 +112,11 @@ class Processes:
         total = torch.tensor(float(flag))
         dist.all_reduce(total)
         return bool(total)
+
+
+_alone = False
+"""Whether the main process is within `Processes.once`. A function that runs
+once may call another one that does, which must then not wait."""
 
 
 def _world() -> int:

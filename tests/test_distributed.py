@@ -333,14 +333,14 @@ def test_torchrun_takes_the_whole_journey(tmp_path):
         "--steps", "2", "--device", "cpu", "--out", str(out),
     ]  # fmt: skip
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500,
+        command, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in ("tokenizer", "pretrain", "sft", "hf", "lora", "merged"):
         assert (out / stage).is_dir()
-        said = [x for x in done.stdout.splitlines() if x.startswith(stage)]
-        assert len([x for x in said if x.endswith(str(out / stage))]) == 1
+        told = done.stdout.splitlines()
+        assert sum(x.endswith(f"s, in {out / stage}") for x in told) == 1
     for stage in ("pretrain", "sft", "lora"):
         lines = (out / stage / "log.jsonl").read_text().splitlines()
         # One process writes, not two.
@@ -413,3 +413,17 @@ def test_a_decorated_function_keeps_its_name_and_signature():
     assert once("a", pth=True) == "aTrue"
     assert (once.__name__, once.__doc__) == ("write", "Write.")
     distributed.leave_processes()  # there is none to leave
+
+
+def test_what_runs_once_may_call_what_runs_once(monkeypatch):
+    """The journey exports once, and exporting runs once by itself."""
+    both = Processes(0, 2)
+    said = []
+    monkeypatch.setattr(Processes, "barrier", lambda self: said.append("b"))
+    monkeypatch.setattr(Processes, "broadcast", lambda self, value: value)
+    assert both.once(lambda: both.once(lambda: 7)) == 7
+    # The other process takes part in the outer call only.
+    assert said == ["b"]
+    with pytest.raises(ZeroDivisionError):
+        both.once(lambda: both.once(lambda: 1 / 0))
+    assert both.once(lambda: 8) == 8 and said == ["b", "b", "b"]
