@@ -650,7 +650,7 @@ def test_search_finds_the_names_of_the_package(name, server, visit):
     page = visit(f"{server}/search.html?q={name}")
     first = page.wait_for_selector("ul.search li a", timeout=10_000)
     where = first.get_attribute("href")
-    assert re.search(rf"/api\w*\.html#minimind_core\.\w+\.{name}$", where)
+    assert re.search(rf"/api\w*\.html#minimind_core\.[\w.]+\.{name}$", where)
     page.goto(f"{server}/{where}")
     there = page.locator(f"dt[id$='.{name}']")
     assert there.is_visible() and name in there.inner_text()
