@@ -145,3 +145,14 @@ def test_no_page_knows_the_machine_it_was_written_on(path):
     found = MACHINE_PATH.search(text)
     assert found is None, text[max(0, found.start() - 60) : found.end() + 60]
     assert "TODO" not in text and "FIXME" not in text
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_a_page_includes_of_a_file_is_there(path):
+    text = path.read_text("utf8")
+    for name, options in re.findall(
+        r"```\{include\} (\S+)\n(.*?)```", text, re.DOTALL
+    ):
+        found = (path.parent / name).read_text("utf8")
+        for mark in re.findall(r'-(?:after|before): "(.+)"', options):
+            assert mark in found, f"{name} has no {mark!r}"

@@ -241,3 +241,17 @@ def test_logarithmic_axes_have_numbers_that_one_reads_at_once():
 
     assert ticks(6.0) == ["0.1", "0.2", "0.5", "1", "2", "5"]
     assert ticks(3e12) == ["$10^{11}$", "$10^{12}$"]
+
+
+def test_a_prediction_keeps_its_answer_folded():
+    asked = viz.predict(
+        "Which?", choices=["(4, 0)", "(5, 9)"], answer=1, because="So."
+    ).data
+    question, answer = asked.split("<details>")
+    assert "<li>(4, 0)</li><li>(5, 9)</li>" in question
+    assert "<strong>(5, 9)</strong> So." in answer
+    assert "<strong>1,024 bytes</strong>" in viz.predict(
+        "How many?", answer=1024, unit="bytes"
+    ).data
+    with pytest.raises(ValueError, match="not the index"):
+        viz.predict("Which?", choices=["a", "b"], answer=2)

@@ -41,6 +41,7 @@ from minimind_core.book.viz.figures import (
     style,
 )
 from minimind_core.book.viz.moving import chat_box, frames_slider, picker
+from minimind_core.book.viz.predict import predict
 from minimind_core.book.viz.shares import plot_shares
 from minimind_core.book.viz.text import (
     glue,
@@ -85,6 +86,7 @@ __all__ = [
     "plot_map",
     "plot_shares",
     "plot_sizes",
+    "predict",
     "show",
     "show_files",
     "show_loss_mask",
