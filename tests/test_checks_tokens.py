@@ -1,6 +1,7 @@
 """The checks of the exercises on tokens name each likely mistake."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,9 +32,7 @@ LOSSES = {
         cross_entropy(z[:-1], y[1:], reduction="sum") / (len(y) - 1)
     ),
     "-100 were counted": ignored_counts,
-    "one number": lambda z, y: cross_entropy(
-        z[:-1], y[1:], reduction="none"
-    ),
+    "one number": lambda z, y: cross_entropy(z[:-1], y[1:], reduction="none"),
     "returns nothing": lambda z, y: None,
     "the loss is 1.0000": lambda z, y: torch.tensor(1.0),
 }
@@ -55,7 +54,7 @@ def encoder(best_of, steps=99):
     def encode_word(word, rank):
         tokens = list(word)
         for _ in range(steps):
-            best = best_of(list(zip(tokens, tokens[1:])), rank)
+            best = best_of(list(pairwise(tokens)), rank)
             if best not in rank:
                 break
             out = []
