@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +28,7 @@ def predict(
     answer : int or float
         With `choices`, the index of the right one; otherwise the number.
     choices : sequence of str
-        HTML, two to five of them. Without any, the reader types a number.
+        HTML, two to five of them. Without any, the answer is a number.
     unit : str
         What the number counts, for example ``"bytes"``.
     because : str
@@ -39,8 +37,8 @@ def predict(
     Returns
     -------
     HTML
-        Works in a page and in a notebook, and needs no kernel. Without
-        scripts the answer unfolds by a click, and in print it is open.
+        The answer unfolds by a click, in a page and in a notebook, without
+        a kernel or a script.
 
     Raises
     ------
@@ -58,11 +56,8 @@ def predict(
     else:
         shown = f"{answer:,}" if isinstance(answer, int) else f"{answer:g}"
         options, truth = "", f"{shown} {unit}".strip()
-    data = {"answer": answer, "choices": len(choices), "unit": unit}
     return as_html(
-        '<div class="mm-predict" data-predict="'
-        f'{html.escape(json.dumps(data), quote=True)}">'
-        '<p class="mm-predict-title">Predict</p>'
+        '<div class="mm-predict"><p class="mm-predict-title">Predict</p>'
         f"<p>{question}</p>{options}"
         "<details><summary>Show the answer</summary>"
         f"<p><strong>{truth}</strong> {because}</p></details></div>"
