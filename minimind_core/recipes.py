@@ -173,10 +173,13 @@ def _with_vocabulary(
     """Return the shape with an embedding row for each token.
 
     A requested number of rows is kept if it is large enough. The ids of the
-    special tokens are the tokenizer's, which need not be 0, 1 and 2.
+    special tokens are the tokenizer's, which need not be 0, 1 and 2, except
+    those that were set by name.
     """
     bos, eos, pad = special_ids(tok)
     ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    if isinstance(model, Mapping):
+        ids = {k: v for k, v in ids.items() if k not in model}
     asked = isinstance(model, ModelConfig) or "vocab_size" in (model or {})
     if asked and shape.vocab_size > len(tok):
         return shape.replace(**ids)
