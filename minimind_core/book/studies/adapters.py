@@ -336,8 +336,8 @@ def lora_forgetting(preset: str, progress: bool) -> dict[str, Any]:
         without and with replay, and without replay for adapters of other
         ranks: ``name``, ``rank`` (of an adapter), ``parameters``,
         ``ms_per_step``, ``new``, ``old`` (see `questions_right`) and
-        ``stories`` (see `story_loss`). ``singular``: for each matrix the singular values
-        of what full fine-tuning, without replay, added to it.
+        ``stories`` (see `story_loss`). ``singular``: for each matrix the
+        singular values of what full fine-tuning, without replay, added to it.
     """
     runs: list[dict[str, Any]] = []
     rates = _kept_rates(preset)
