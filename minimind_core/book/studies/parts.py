@@ -26,7 +26,7 @@ from minimind_core.train import Trainer
 if TYPE_CHECKING:
     from minimind_core.book.studies import Study
 
-STEPS, BATCH, WIDTH = 200, 16, 64
+STEPS, BATCH, WIDTH = 300, 16, 64
 
 
 class Nothing(nn.Module):
