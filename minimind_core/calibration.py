@@ -33,7 +33,7 @@ from minimind_core.cache import recall, remember
 from minimind_core.config import ModelConfig, TrainConfig
 from minimind_core.errors import ConfigError
 from minimind_core.model import MiniMind
-from minimind_core.optim import build_optimizer, gradient_norm
+from minimind_core.optim import build_optimizer, gradient_norm, muon_dtype
 from minimind_core.precision import (
     DeviceFacts,
     Precision,
@@ -293,6 +293,9 @@ def _training_step(
     def step(dtype: str) -> None:
         precision = Precision("cpu", dtype, False, "a measurement")
         moving.zero_grad(set_to_none=True)
+        for group in moving.param_groups:
+            if group.get("use_muon"):
+                group["ns_dtype"] = muon_dtype(dtype)
         with precision.autocast():
             loss: Tensor = model(input_ids=ids, labels=ids).loss
         loss.backward()

@@ -239,7 +239,9 @@ class Trainer:
         self.identity = dict(state or {})
         self.pad_token_id = pad_token_id
         if optimizer is None:
-            self.optimizer = build_optimizer(model, config)
+            self.optimizer = build_optimizer(
+                model, config, self.precision.dtype
+            )
         else:
             if not isinstance(optimizer, Optimizer):
                 optimizer = optimizer(model)

@@ -14,6 +14,7 @@ from minimind_core.optim import (
     build_optimizer,
     gradient_norm,
     learning_rate_scale,
+    orthogonalize,
     parameter_groups,
     set_learning_rates,
 )
@@ -107,6 +108,50 @@ def test_the_hybrid_equals_its_two_halves():
             half.step()
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    coefficients = (3.4445, -4.775, 2.0315)
+    for shape in ((24, 40), (40, 24)):
+        matrix = torch.randn(shape)
+        found = orthogonalize(matrix, coefficients, 5)
+        assert found.shape == shape
+        sizes = torch.linalg.svdvals(found)
+        assert 0.6 < sizes.min() <= sizes.max() < 1.3
+        # The directions are kept.
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        inside = u.T @ found @ v.T
+        off = inside - inside.diag().diag()
+        assert off.abs().max() < 1e-4
+
+
+def test_without_bfloat16_muon_computes_in_float32():
+    groups = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        model = make()
+        optimizer = build_optimizer(model, TrainConfig(), dtype)
+        one_step(model, optimizer)
+        moved = next(
+            g for g in optimizer.param_groups if g["name"] == "matrices"
+        )
+        groups[dtype] = moved["params"][0].detach(), moved["ns_dtype"]
+    assert groups["float32"][1] == groups["float16"][1] == "float32"
+    assert groups["bfloat16"][1] == "bfloat16"
+    assert torch.equal(groups["float32"][0], groups["float16"][0])
+    assert not torch.equal(groups["float32"][0], groups["bfloat16"][0])
+    torch.testing.assert_close(
+        groups["float32"][0], groups["bfloat16"][0], atol=1e-3, rtol=0.02
+    )
+
+
+def test_a_resumed_optimizer_keeps_the_dtype_of_its_products():
+    model = make()
+    saved = build_optimizer(model, TrainConfig(), "float32").state_dict()
+    resumed = build_optimizer(model, TrainConfig(), "bfloat16")
+    resumed.load_state_dict(saved)
+    kept = {g["name"]: g.get("ns_dtype") for g in resumed.param_groups}
+    assert kept["matrices"] == "float32"
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

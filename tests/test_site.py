@@ -67,6 +67,12 @@ PICTURE = """output => {
 }"""
 
 
+UNCOVER = """() => {
+    for (const fold of document.querySelectorAll(".mm-predict details"))
+        fold.open = true;
+}"""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
@@ -86,7 +92,9 @@ def visit(browser):
     """A function that opens an address and returns the settled page."""
     contexts = []
 
-    def open_page(url: str, *, theme: str = "light", size=DESKTOP, **more):
+    def open_page(
+        url: str, *, theme="light", size=DESKTOP, covered=False, **more
+    ):
         context = browser.new_context(
             viewport=size, color_scheme=theme, **more
         )
@@ -115,6 +123,11 @@ def visit(browser):
         page.goto(url, wait_until="load")
         if more.get("java_script_enabled", True):
             page.wait_for_function(SETTLED, timeout=30_000)
+            if not covered:  # as after all predictions
+                page.evaluate(UNCOVER)
+                page.wait_for_function(
+                    "!document.querySelector('.mm-covered')"
+                )
         return page
 
     yield open_page
@@ -384,8 +397,14 @@ def test_a_finger_moves_the_first_slider(name, server, visit):
     output = output_of(slider)
     before = output.evaluate(PICTURE)
     box = slider.bounding_box()
+    handle = slider.locator(".noUi-handle")
+    now, most = (
+        float(handle.get_attribute(f"aria-value{end}") or 0)
+        for end in ("now", "max")
+    )
+    to = 0.1 if 0.3 * most < now < 0.6 * most else 0.45
     page.touchscreen.tap(
-        box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2
+        box["x"] + to * box["width"], box["y"] + box["height"] / 2
     )
     for _ in range(30):
         page.wait_for_timeout(100)
@@ -418,6 +437,87 @@ def test_without_scripts_there_is_still_a_page(name, site, visit):
     assert len(page.locator("article").inner_text()) > 300
     frames = page.locator(".first-frame")
     assert [one for one in frames.all() if not one.is_visible()] == []
+
+
+ASKING = [
+    page
+    for page in CHAPTERS
+    if "predict(" in (ROOT / page).with_suffix(".ipynb").read_text("utf8")
+]
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_prediction_comes_before_the_result(name, site, visit):
+    page = visit((site / name).as_uri(), size=PHONE, covered=True)
+    results = page.locator(".mm-covered > .cell_output")
+    assert results.count(), "no cell is tagged `answer`"
+    assert not any(one.is_visible() for one in results.all())
+    for question in page.locator(".mm-predict:has(li)").all():
+        truth = int(question.get_attribute("data-answer"))
+        choices = question.locator("li button")
+        wrong = choices.nth((truth + 1) % choices.count())
+        assert wrong.bounding_box()["height"] >= 44
+        said = wrong.inner_text().strip()
+        wrong.focus()
+        wrong.press("Enter")
+        verdict = question.get_by_role("status")
+        assert verdict.inner_text().startswith("You said: ")
+        assert said.split("\n")[0][:20] in verdict.inner_text()
+        assert question.locator("details > p").is_visible()
+        assert question.locator(".mm-truth").count() == 1
+        # A second thought changes nothing.
+        before = verdict.inner_text()
+        choices.nth(truth).click()
+        assert verdict.inner_text() == before
+    for question in page.locator(".mm-predict:not(:has(li))").all():
+        question.locator("summary").click()  # without a guess
+    assert page.locator(".mm-covered").count() == 0
+    assert page.complaints == []
+
+
+def test_a_right_prediction_is_called_right(site, visit):
+    page = visit((site / ASKING[0]).as_uri(), covered=True)
+    question = page.locator(".mm-predict:has(li)").first
+    truth = int(question.get_attribute("data-answer"))
+    question.locator("li button").nth(truth).click()
+    assert "That is right." in question.get_by_role("status").inner_text()
+
+
+def test_without_scripts_an_answer_unfolds_and_nothing_is_covered(
+    site, visit
+):
+    page = visit((site / ASKING[0]).as_uri(), java_script_enabled=False)
+    answer = page.locator(".mm-predict details > p").first
+    assert not answer.is_visible()
+    page.locator(".mm-predict summary").first.click()
+    assert answer.is_visible()
+    results = page.locator(".tag_answer > .cell_output")
+    assert results.count() and all(r.is_visible() for r in results.all())
+
+
+def test_on_paper_the_answers_are_open(site, visit):
+    page = visit((site / ASKING[0]).as_uri(), covered=True)
+    page.emulate_media(media="print")
+    page.wait_for_function("!document.querySelector('.mm-covered')")
+    for answer in page.locator(".mm-predict details > p").all():
+        assert answer.is_visible()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_number_is_compared_with_what_was_typed(name, site, visit):
+    page = visit((site / name).as_uri(), covered=True)
+    for question in page.locator(".mm-predict:not(:has(li))").all():
+        truth = question.get_attribute("data-answer")
+        verdict = question.get_by_role("status")
+        field = question.get_by_label("Your prediction")
+        field.fill("many")
+        field.press("Enter")
+        assert verdict.inner_text() == "Please type a number."
+        assert not question.locator("details > p").is_visible()
+        field.fill(f"{float(truth):,.6f}")
+        field.press("Enter")
+        assert "That is exactly right." in verdict.inner_text()
+        assert question.locator("details > p").is_visible()
 
 
 def test_cards_are_sorted_in_place(site, visit):
@@ -458,9 +558,10 @@ def test_a_term_or_a_citation_says_what_it_is(name, size, site, visit):
     page = visit((site / name).as_uri(), size=size)
     box = page.locator(BOX)
     for kind in (":has(> .std-term)", ".internal:not(:has(.std-term))"):
-        link = page.locator(TOLD + kind).first
-        if not link.count():  # a chapter need not cite
+        links = page.locator(TOLD + kind).filter(visible=True)
+        if not links.count():  # a chapter need not cite
             continue
+        link = links.first
         link.scroll_into_view_if_needed()
         said = link.get_attribute("data-says")
         assert len(said.split()) >= 4 and "\\" not in said

@@ -109,6 +109,13 @@ STUDIES = {"left": meet("left", "right"), "right": meet("right", "left")}
 """
 
 
+NO_TRAINING = """
+
+def _make(stage, folder, *rest):
+    (folder / stage).mkdir(parents=True, exist_ok=True)
+"""
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_studies_are_made_two_at_a_time(tmp_path, jobs):
     """In processes of their own; what they say, and which failed, is told."""
@@ -125,10 +132,12 @@ def test_studies_are_made_two_at_a_time(tmp_path, jobs):
         study += 'STUDIES = {"left": broken, "right": broken}\n'
     pairs = package / "book" / "studies" / "pairs.py"
     pairs.write_text(study, encoding="utf-8")
+    stages_file = package / "book" / "stages.py"
+    code = stages_file.read_text(encoding="utf-8")
+    stages_file.write_text(code + NO_TRAINING, encoding="utf-8")
     program = (
         "from minimind_core.book import __main__ as book\n"
         "if __name__ == '__main__':\n"
-        "    book.get_stage = lambda name: None\n"
         f"    book.main(['--jobs', '{jobs}'])\n"
     )
     (tmp_path / "go.py").write_text(program, encoding="utf-8")
@@ -148,7 +157,7 @@ def test_studies_are_made_two_at_a_time(tmp_path, jobs):
     if jobs == 2:
         assert done.returncode == 0, said
         assert "  left: left met right\n" in done.stdout
-        assert "study 2/2" in done.stdout and "ready" in done.stdout
+        assert "8/8 " in done.stdout and "ready" in done.stdout
         made = list((tmp_path / "cache" / "studies").glob("*.json"))
         assert len(made) == 2
     else:
@@ -156,3 +165,12 @@ def test_studies_are_made_two_at_a_time(tmp_path, jobs):
         assert "ZeroDivisionError" in said and "return 1 / 0" in said
         assert "in the study 'left'" in done.stderr
         assert "ready" not in said
+
+
+def test_who_asks_for_a_tokenizer_does_not_wait_for_the_training(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    folder = get_stage("tokenizer", progress=False).parent
+    with stages.locked(folder.parent, f"{folder.name}-pretrain"):
+        assert get_stage("tokenizer", progress=False).exists()

@@ -1,11 +1,14 @@
 """Studies: computed once, kept under the code they came from."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minimind_core.book import studies
+from minimind_core.book.jobs import Job, run_jobs
+from minimind_core.book.stages import STAGES
 from minimind_core.errors import ConfigError
 from minimind_core.files import write_json
 
@@ -63,34 +66,50 @@ def test_several_studies_come_by_name(counted):
     assert counted == [("tiny", True)]
 
 
-def test_studies_are_computed_in_other_processes(
-    tmp_path, monkeypatch, capfd
+def test_missing_studies_are_computed_in_other_processes(
+    tmp_path, monkeypatch
 ):
-    """In a cache of their own, where they find their results made."""
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    for name in ("faults", "binding"):
-        file = studies._file_of(name, "tiny")
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, {"result": f"of {name}"})
-    studies._compute(["faults", "binding"], "tiny", True, jobs=2)
-    told = sorted(line[6:] for line in capfd.readouterr().out.splitlines())
-    assert [line[:4] for line in told] == ["1/2 ", "2/2 "]
-    assert {line[4:].split(":")[0] for line in told} == {"faults", "binding"}
-    both = studies.get_studies("faults", "binding")
-    assert both == {"faults": "of faults", "binding": "of binding"}
+    kept = studies._file_of("sampling", "tiny")
+    kept.parent.mkdir()
+    write_json(kept, {"result": "of sampling"})
+    asked = []
+
+    def run(jobs, workers, *, progress):
+        asked.append(([*jobs], workers, progress))
+        for name in jobs:
+            write_json(
+                studies._file_of(name, "tiny"), {"result": f"of {name}"}
+            )
+
+    monkeypatch.setattr(studies, "run_jobs", run)
+    names = ("faults", "sampling", "binding")
+    for _ in range(2):  # the second time nothing is missing
+        found = studies.get_studies(*names, jobs=2, progress=False)
+        assert found == {name: f"of {name}" for name in names}
+    assert asked == [(["faults", "binding"], 2, False)]
 
 
 def test_an_error_in_another_process_is_raised_here(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    jobs = {
+        name: Job(partial(studies.get_study, name)) for name in ("one", "two")
+    }
     with pytest.raises(ConfigError, match=r"unknown study '(one|two)'"):
-        studies._compute(["one", "two"], "tiny", False, jobs=2)
+        run_jobs(jobs, 2)
 
 
-def test_lines_of_two_at_a_time_say_whose_they_are(capsys):
-    lines = studies._Lines("binding")
-    lines.write("\rstep 1\rstep 2\nsee")
-    lines.write("n\n")
-    assert capsys.readouterr().out == "  binding: step 2\n  binding: seen\n"
+def test_every_study_names_the_stage_it_begins_with():
+    there = {
+        study.__module__.rpartition(".")[2]
+        for study in studies.studies().values()
+    }
+    assert studies.BEGINS_WITH.keys() <= there
+    assert {studies.stage_for(name) for name in studies.studies()} <= set(
+        STAGES
+    )
+    assert studies.stage_for("lora_variants") == "hf"
+    assert studies.stage_for("binding") == "tokenizer"
 
 
 def test_the_books_studies_return_what_json_can_hold():

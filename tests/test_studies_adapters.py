@@ -64,7 +64,8 @@ def test_all_studies_at_once(small):
     result = adapters.lora_forgetting("tiny", False)
     runs = {run["name"]: run for run in result["runs"]}
     assert list(runs) == [
-        "before", "LoRA", "full", "LoRA, replay", "full, replay",
+        "before", "LoRA", "LoRA, rank 1", "LoRA, rank 8", "full",
+        "LoRA, replay", "full, replay",
     ]  # fmt: skip
     assert runs["LoRA"]["parameters"] == runs["LoRA, replay"]["parameters"]
     assert runs["full"]["parameters"] == SHAPE.replace(

@@ -249,6 +249,7 @@ def test_a_prediction_keeps_its_answer_folded():
     ).data
     question, answer = asked.split("<details>")
     assert "<li>(4, 0)</li><li>(5, 9)</li>" in question
+    assert 'data-answer="1"' in question
     assert "<strong>(5, 9)</strong> So." in answer
     assert "<strong>1,024 bytes</strong>" in viz.predict(
         "How many?", answer=1024, unit="bytes"

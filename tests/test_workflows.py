@@ -143,3 +143,18 @@ def test_each_target_is_told_of():
     phony = MAKEFILE.replace("\\\n", " ")
     phony = re.search(r"^\.PHONY:(.*)$", phony, re.MULTILINE)[1].split()
     assert set(phony) == TARGETS
+
+
+@makes
+def test_ci_does_not_measure_coverage_in_notebooks():
+    # nbval would measure a second time in kernels that inherit pytest-cov's
+    # measurement; none of them answers then, and every cell fails.
+    said = subprocess.run(
+        ["make", "-n", "test"], cwd=ROOT, env={**os.environ, "CI": "true"},
+        capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", "")  # fmt: skip
+    runs = [line for line in said.splitlines() if "pytest" in line]
+    assert any("--cov" in line for line in runs)
+    assert any("--nbval-lax" in line for line in runs)
+    for line in runs:
+        assert not ("--cov" in line and "nbval" in line), line

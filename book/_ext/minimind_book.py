@@ -408,4 +408,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", local_page, priority=900)
     app.connect("build-finished", subset_icons, priority=900)
     app.add_js_file("book.js", priority=10)  # before the widget bundle
+    app.add_js_file("predict.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

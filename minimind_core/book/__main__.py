@@ -9,10 +9,33 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from functools import partial
 
+from minimind_core.book.jobs import Job, run_jobs
 from minimind_core.book.stages import STAGES, get_stage
-from minimind_core.book.studies import get_studies, studies
+from minimind_core.book.studies import (
+    get_studies,
+    get_study,
+    stage_for,
+    studies,
+)
 from minimind_core.cache import cache_folder
+
+
+def everything() -> dict[str, Job]:
+    """Every stage and every study, as jobs of which some wait for others.
+
+    The stages come first, because each waits for the one before it. Beside
+    them run the studies that need none but the tokenizer.
+    """
+    jobs: dict[str, Job] = {}
+    before = None
+    for stage in STAGES:
+        jobs[stage] = Job(partial(get_stage, stage), after=before)
+        before = stage
+    for study in studies():
+        jobs[study] = Job(partial(get_study, study), after=stage_for(study))
+    return jobs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1),
-        help="how many studies to run at a time (%(default)s)",
+        help="how many processes work at a time (%(default)s)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.clear:
@@ -34,8 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"removed {cache_folder()}")
         return
     print(f"results are cached in {cache_folder()}", flush=True)
-    get_stage(STAGES[-1])
-    get_studies(*studies(), jobs=options.jobs)
+    if options.jobs > 1:
+        run_jobs(everything(), options.jobs)
+    else:
+        get_stage(STAGES[-1])
+        get_studies(*studies(), jobs=1)
     print("ready")
 
 

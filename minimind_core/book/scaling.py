@@ -183,7 +183,8 @@ def time_training(
     """
     rows, length = config.batch_size, config.seq_len
     net = MiniMind(model).to(device)
-    optimizer = build_optimizer(net, config)
+    name = str(dtype or torch.float32).removeprefix("torch.")
+    optimizer = build_optimizer(net, config, name)
     ids = torch.randint(model.vocab_size, (rows, length), device=device)
     alone = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter

@@ -136,13 +136,14 @@ def get_stage(
         key += f"-{size}"
     base = cache_folder() / "stages"
     folder = base / key
-    # If two notebooks ask at once, the second waits for the first.
-    with locked(base, key):
-        fresh = not folder.exists()
-        for stage in STAGES[: STAGES.index(name) + 1]:
+    fresh = not folder.exists()
+    for stage in STAGES[: STAGES.index(name) + 1]:
+        # If two processes ask at once, the second waits for the first. Who
+        # asks for an earlier stage does not wait for the later ones.
+        with locked(base, f"{key}-{stage}"):
             _make(stage, folder, size, str(spec), seed, progress)
-        if fresh:
-            _forget_old(base, folder)
+    if fresh:
+        _forget_old(base, folder)
     return folder / name
 
 
@@ -199,4 +200,5 @@ def _forget_old(base: Path, newest: Path) -> None:
     folders.sort(key=lambda f: f.stat().st_mtime)
     for old in folders[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-        (base / f"{old.name}.lock").unlink(missing_ok=True)
+        for lock in base.glob(f"{old.name}-*.lock"):
+            lock.unlink(missing_ok=True)

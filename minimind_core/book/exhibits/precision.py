@@ -354,7 +354,8 @@ EXHIBITS = (
         gone="2025-10-26 e848487",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Everything ran in float16, whatever the user asked for.",
+        cost="On a GPU, pretraining and fine-tuning ran in float16, whatever "
+        "the user asked for.",
         fix="Pass the dtype to autocast explicitly.",
         measure=measure_flag,
         test="tests/test_exhibits_precision.py::"

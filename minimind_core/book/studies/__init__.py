@@ -11,28 +11,28 @@ of the code, so that an edit to it recomputes the study.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import multiprocessing
 import os
 import pkgutil
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minimind_core.book.jobs import Job, run_jobs
 from minimind_core.book.stages import code_digest, digest, locked
 from minimind_core.cache import cache_folder
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json, write_json
 
 Study = Callable[[str, bool], Any]
+
+# The stage with which a module's studies begin, unless it is the tokenizer.
+BEGINS_WITH = {
+    "adapters": "hf", "finetuning": "pretrain", "sampling": "pretrain",
+}  # fmt: skip
 
 # Modules that studies use and trained models do not.
 USED = ("minimind_core.book.gradients",)
@@ -54,6 +54,12 @@ def studies() -> dict[str, Study]:
             raise ValueError(f"two studies are called {sorted(twice)}")
         found |= own
     return found
+
+
+def stage_for(name: str) -> str:
+    """Return the stage that a study begins with."""
+    module = studies()[name].__module__.rpartition(".")[2]
+    return BEGINS_WITH.get(module, "tokenizer")
 
 
 def get_study(
@@ -138,63 +144,16 @@ def get_studies(
         alone = torch.cuda.is_available() or (os.cpu_count() or 1) < 2
         jobs = 1 if alone else 2
     if min(jobs, len(missing)) > 1:
-        _compute(missing, preset, progress, jobs)
+        compute = partial(get_study, preset=preset, progress=progress)
+        run_jobs(
+            {name: Job(partial(compute, name)) for name in missing},
+            jobs,
+            progress=progress,
+        )
     return {
         name: get_study(name, preset=preset, progress=progress)
         for name in names
     }
-
-
-def _compute(
-    names: list[str], preset: str, progress: bool, jobs: int
-) -> None:
-    """Compute studies, each in its own process, a few at a time."""
-    with ProcessPoolExecutor(
-        min(jobs, len(names)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        running = {
-            pool.submit(_timed, name, preset, progress): name
-            for name in names
-        }
-        for number, future in enumerate(as_completed(running), start=1):
-            name = running[future]
-            try:
-                seconds = future.result()
-            except Exception:
-                pool.shutdown(cancel_futures=True)
-                raise
-            if progress:
-                print(
-                    f"study {number}/{len(names)} {name}: {seconds:.0f} s",
-                    flush=True,
-                )
-
-
-def _timed(name: str, preset: str, progress: bool) -> float:
-    """Compute one study and return its time in seconds."""
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(_Lines(name)):
-        get_study(name, preset=preset, progress=progress)
-    return time.perf_counter() - start
-
-
-class _Lines(io.TextIOBase):
-    """Prefixes each line with the study's name, since several may write."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.out, self.begun = name, sys.stdout, ""
-
-    def write(self, text: str) -> int:
-        """Pass on complete lines, without the updates of progress bars."""
-        *lines, self.begun = (self.begun + text).split("\n")
-        for line in lines:
-            said = line.rstrip("\r").rpartition("\r")[2].strip()
-            if said:
-                print(f"  {self.name}: {said}", file=self.out, flush=True)
-        return len(text)
 
 
 def _file_of(name: str, preset: str) -> Path:

@@ -62,6 +62,8 @@ REPLAY, REPLAY_STEPS, REPLAY_ROWS = 0.5, 240, 16
 ALONE_STEPS = 100
 """Without replay, where every row is a greeting."""
 RANK, ALPHA = 32, 128
+OTHER_RANKS = (1, 8)
+"""Ranks whose forgetting is measured too, with the same ratio of alpha."""
 KEPT_RATES = {"tiny": (2e-3, 1.5e-3)}
 """Peak rates of an adapter and of a full fine-tuning, by preset."""
 OTHER_KEPT_RATES = (2e-4, 5e-5)
@@ -331,10 +333,11 @@ def lora_forgetting(preset: str, progress: bool) -> dict[str, Any]:
     -------
     dict
         ``runs``: for the base, for an adapter and for all weights, each
-        without and with replay, ``name``, ``parameters``, ``ms_per_step``,
-        ``new``, ``old`` (see `questions_right`) and ``stories`` (see
-        `story_loss`). ``singular``: for each matrix the singular values
-        of what full fine-tuning, without replay, added to it.
+        without and with replay, and without replay for adapters of other
+        ranks: ``name``, ``rank`` (of an adapter), ``parameters``,
+        ``ms_per_step``, ``new``, ``old`` (see `questions_right`) and
+        ``stories`` (see `story_loss`). ``singular``: for each matrix the
+        singular values of what full fine-tuning, without replay, added to it.
     """
     runs: list[dict[str, Any]] = []
     rates = _kept_rates(preset)
@@ -348,11 +351,13 @@ def lora_forgetting(preset: str, progress: bool) -> dict[str, Any]:
 
     skill = _Skill(preset, steps=ALONE_STEPS, rows=REPLAY_ROWS)
     note("before", skill.base, {"parameters": 0})
-    _say(progress, "LoRA")
-    torch.manual_seed(0)
-    model = copy.deepcopy(skill.base)
-    apply_lora(model, RANK, ALPHA)
-    note("LoRA", model, skill.train(model, rates[0]))
+    for rank in (RANK, *OTHER_RANKS):
+        name = "LoRA" if rank == RANK else f"LoRA, rank {rank}"
+        _say(progress, name)
+        torch.manual_seed(0)
+        model = copy.deepcopy(skill.base)
+        apply_lora(model, rank, rank * ALPHA / RANK)
+        note(name, model, {"rank": rank, **skill.train(model, rates[0])})
     _say(progress, "full")
     model = copy.deepcopy(skill.base)
     note("full", model, skill.train(model, rates[1]))

@@ -15,6 +15,7 @@ def frames_slider(
     *,
     description: str,
     play: bool = True,
+    start: int = 0,
 ) -> Any:
     """Show a slider that steps through precomputed frames.
 
@@ -28,6 +29,8 @@ def frames_slider(
         Description of the slider.
     play : bool
         Add a button that plays the frames.
+    start : int
+        Which frame is shown first, for example that of the neutral value.
 
     Returns
     -------
@@ -39,7 +42,7 @@ def frames_slider(
 
     wide = w.Layout(width="100%", max_width="40rem")
     slider = w.SelectionSlider(
-        options=[(label, i) for i, label in enumerate(labels)],
+        options=[(label, i) for i, label in enumerate(labels)], index=start,
         description=description, layout=wide,
         style={"description_width": "initial"},
     )  # fmt: skip
@@ -47,13 +50,13 @@ def frames_slider(
     controls: list[Any] = [slider]
     if play:
         player = w.Play(
-            min=0, max=len(frames) - 1, interval=900,
+            min=0, max=len(frames) - 1, interval=900, value=start,
             layout=w.Layout(width="9rem"),
         )  # fmt: skip
         w.jslink((player, "value"), (slider, "index"))
         controls.insert(0, player)
     bar = w.HBox(controls, layout=w.Layout(flex_flow="row wrap"))
-    return w.VBox([bar, _stack(boxes, slider, "index")])
+    return w.VBox([bar, _stack(boxes, slider, "index", start)])
 
 
 def picker(
@@ -81,16 +84,18 @@ def picker(
     return w.VBox([chooser, _stack(boxes, chooser, "index")])
 
 
-def _stack(boxes: list[Any], control: Any, trait: str) -> Any:
+def _stack(
+    boxes: list[Any], control: Any, trait: str, start: int = 0
+) -> Any:
     """Show the selected frame, also under ipywidgets 7."""
     import ipywidgets as w
 
     if hasattr(w, "Stack"):
-        stack = w.Stack(boxes, selected_index=0)
+        stack = w.Stack(boxes, selected_index=start)
         w.jslink((control, trait), (stack, "selected_index"))
         return stack
     # ipywidgets 7, as on Colab, has no Stack; there a kernel is running.
-    shown = w.VBox([boxes[0]])
+    shown = w.VBox([boxes[start]])
 
     def turn(change: Any) -> None:
         shown.children = [boxes[change["new"]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ def predict(
     -------
     HTML
         The answer unfolds by a click, in a page and in a notebook, without
-        a kernel or a script.
+        a kernel or a script. In a page, ``predict.js`` lets the reader
+        choose or type, and covers the results of the following cells tagged
+        ``answer`` until then.
 
     Raises
     ------
@@ -57,7 +60,9 @@ def predict(
         shown = f"{answer:,}" if isinstance(answer, int) else f"{answer:g}"
         options, truth = "", f"{shown} {unit}".strip()
     return as_html(
-        '<div class="mm-predict"><p class="mm-predict-title">Predict</p>'
+        f'<div class="mm-predict" data-answer="{answer}" '
+        f'data-unit="{html.escape(unit, quote=True)}">'
+        '<p class="mm-predict-title">Predict</p>'
         f"<p>{question}</p>{options}"
         "<details><summary>Show the answer</summary>"
         f"<p><strong>{truth}</strong> {because}</p></details></div>"

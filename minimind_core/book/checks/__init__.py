@@ -1,0 +1,1 @@
+"""Checks of what a reader writes in an exercise."""
