@@ -256,3 +256,26 @@ def test_a_prediction_keeps_its_answer_folded():
     ).data
     with pytest.raises(ValueError, match="not the index"):
         viz.predict("Which?", choices=["a", "b"], answer=2)
+
+
+def test_a_line_keeps_its_colour_among_many():
+    # Reducing all colours together once made two reds one red.
+    import base64
+    import io
+    import re
+
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    colours = [f"#b3{26 + 9 * i:02x}{i * 20:02x}" for i in range(12)]
+    figure = viz.plot_lines({f"line {i}": ([0, 1], [i, i + 1])
+                             for i in range(12)}, legend=False)  # fmt: skip
+    for line, colour in zip(figure.axes[0].lines, colours, strict=False):
+        line.set(color=colour, linestyle="-", linewidth=3)
+    shown = viz.picture(figure, "twelve lines of similar colours")
+    raw = base64.b64decode(re.search(r"base64,([^\"]+)", shown).group(1))
+    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    found = {rgb for _, rgb in image.getcolors(image.width * image.height)}
+    assert len(found) <= 128
+    for colour in colours:
+        assert tuple(round(255 * part) for part in to_rgb(colour)) in found
