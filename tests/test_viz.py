@@ -262,11 +262,11 @@ def test_a_line_keeps_its_colour_among_many():
     # Reducing all colours together once made two reds one red.
     from matplotlib.colors import to_rgb
 
-    colours = [f"#b3{26 + 9 * i:02x}{i * 20:02x}" for i in range(12)]
+    colours = [f"#b3{4 * i:02x}{i:02x}" for i in range(60)]
     figure, axes = viz.new_figure()
     for i, colour in enumerate(colours):
         axes.plot([0, 1], [i, i + 1], color=colour, lw=3)
-    tag = viz.picture(figure, "twelve lines of similar colours")
+    tag = viz.picture(figure, "sixty lines of similar colours")
     data = re.search(r"base64,([^\"]+)", tag).group(1)
     image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
     found = {rgb for _, rgb in image.getcolors(image.width * image.height)}
