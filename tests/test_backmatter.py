@@ -191,7 +191,8 @@ def test_every_module_is_on_an_api_page():
     packages = {
         f"minimind_core.{name}"
         for name in (
-            "book", "book.exhibits", "book.viz", "data", "microworld",
+            "book", "book.checks", "book.exhibits", "book.viz", "data",
+            "microworld",
         )
     }  # fmt: skip
     assert shown_modules() == all_modules() - hidden - packages

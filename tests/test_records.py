@@ -99,3 +99,42 @@ def test_records_that_a_program_holds():
 def test_the_first_record_tells_the_kind(tmp_path, name, content, kind):
     (tmp_path / name).write_bytes(content)
     assert record_kind(tmp_path / name) == kind
+
+
+HALF = "a cut \ud83d emoji"
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        ({"text": HALF}, "text"),
+        ({"messages": [{"role": "user", "content": HALF}, TALK[1]]},
+         "conversations"),
+        ({"messages": [
+            {"role": "system", "content": "", "tools": [{"name": HALF}]},
+            *TALK,
+        ]}, "conversations"),
+    ],
+    ids=["text", "content", "tools"],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_named(record, kind):
+    # As JSON spells it, and as a program may hold it.
+    for read in (
+        lambda: parse_record(line(record), kind, "x.jsonl, line 3"),
+        lambda: check_record(record, kind, "x.jsonl, line 3"),
+    ):
+        with pytest.raises(DataError) as caught:
+            read()
+        said = str(caught.value)
+        assert said.startswith(r"x.jsonl, line 3: \ud83d is half of a char")
+        said.encode()  # or the message itself could not be printed
+    whole = json.loads(json.dumps(record).replace("ud83d", "ud83d\\ude00"))
+    check_record(whole, kind, "x")
+
+
+def test_json_without_end_is_refused(tmp_path):
+    deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with pytest.raises(DataError, match="line 2: JSON nested too deeply"):
+        parse_record(deep, "text", "x.jsonl, line 2")
+    (tmp_path / "deep.jsonl").write_bytes(deep + b"\n")
+    assert record_kind(tmp_path / "deep.jsonl") == "text"

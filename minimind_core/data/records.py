@@ -13,7 +13,7 @@ are refused with an error that says how to convert them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def record_kind(path: Path) -> str:
             first = next((line for line in file if line.strip()), b"")
         try:
             record = json.loads(first.decode("utf-8-sig"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return "text"
         if isinstance(record, dict) and (
             {"conversations", MESSAGES} & record.keys()
@@ -100,6 +100,11 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
             raise _an_array(where) from None
         raise DataError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise DataError(
+            f"{where}: JSON nested too deeply; a record is an object with "
+            f"{kind!r} in it"
         ) from None
     if isinstance(record, list):
         raise _an_array(where)
@@ -155,10 +160,43 @@ def check_record(record: Any, kind: str, where: str) -> Any:
     if kind == "text":
         if not isinstance(value, str) or not value:
             raise DataError(f"{where}: 'text' must be a non-empty string")
+        _check_unicode(value, where)
         return value
     _check_sharegpt(value, where)
     validate_messages(value, where)
+    for text in _texts(value):
+        _check_unicode(text, where)
     return value
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """Refuse half of a surrogate pair, which no tokenizer can encode.
+
+    JSON can spell one (``\\ud83d`` alone), for example where a program cut
+    an emoji in two.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise DataError(
+            f"{where}: \\u{code:04x} is half of a character (a lone "
+            f"surrogate), at position {error.start} of {text[:20]!r}...; "
+            "remove it, or write the character whole"
+        ) from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all strings of nested lists and mappings, keys included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
 
 
 def _an_array(where: str) -> DataError:

@@ -33,7 +33,10 @@ FLAGS = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """What two lines of a training script decide, from the dtype flag.
+    """What two lines of a training script decide, from the dtype.
+
+    In the first version the dtype is a variable of the script; 51dcf51 made
+    it a flag.
 
     Parameters
     ----------
@@ -72,7 +75,7 @@ FIRST = Version(
     scaler_on=lambda flag: flag == flag,
     autocast_dtype=_never_asked,
 )
-FAMOUS_FIX = Version(
+CONDITION_FIX = Version(
     date="2024-09-25",
     commit="89d2601",
     scaler_line="args.dtype in ['float16', 'bfloat16']",
@@ -88,7 +91,7 @@ REPAIR = Version(
     scaler_on=lambda flag: flag == "float16",
     autocast_dtype=_two_ways,
 )
-HISTORY = (FIRST, FAMOUS_FIX, REPAIR)
+HISTORY = (FIRST, CONDITION_FIX, REPAIR)
 """Of the pretraining script."""
 
 LORA_FIRST = Version(
@@ -260,11 +263,12 @@ def measure_condition() -> Measured:
     """How many flags ran float16 unscaled, before and after the fix."""
     unsound = [
         sum("unsound" in trial(version, flag).verdict for flag in FLAGS)
-        for version in (FIRST, FAMOUS_FIX)
+        for version in (FIRST, CONDITION_FIX)
     ]
     return Measured(
         "flags, of three, that ran float16 without a scaler",
-        f"{unsound[0]}", f"{unsound[1]}, after the fix of {FAMOUS_FIX.date}",
+        f"{unsound[0]}",
+        f"{unsound[1]}, after the fix of {CONDITION_FIX.date}",
         unsound == [0, 1],
     )  # fmt: skip
 
@@ -345,7 +349,7 @@ def _ours(flag: str) -> Precision:
 EXHIBITS = (
     Exhibit(
         key="dtype-flag",
-        title="The dtype flag that autocast never read",
+        title="The dtype that autocast never read",
         commit="8be4269",
         date="2024-08-28",
         place="1-pretrain.py:147-149",
@@ -413,7 +417,8 @@ EXHIBITS = (
         came="2025-12-01 5e1447b",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="Late in training, saving loses most of each update.",
+        cost="A resumed run begins with rounded weights. What was learned in "
+        "steps smaller than half a step of float16 is lost.",
         fix="Keep trainable weights in float32 on disk as well.",
         measure=measure_saving,
         test="tests/test_exhibits_precision.py::"

@@ -47,8 +47,8 @@ CHECKS = 5
 STORIES = 50
 TALKS = 50
 SAMPLES = 50
-FEW = 32
-"""Number of conversations that the study of overfitting memorises."""
+FEW, SOME = 32, 140
+"""Numbers of conversations that the studies of overfitting memorise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def masked_encoder(
 
 
 def finetunings(preset: str, progress: bool) -> dict[str, Any]:
-    """Fine-tune the pretrained model briefly, in five ways.
+    """Fine-tune the pretrained model briefly, in six ways.
 
     Each step uses the same number of conversations; with replay, it also
     uses as many stories.
@@ -120,14 +120,16 @@ def finetunings(preset: str, progress: bool) -> dict[str, Any]:
         seen and on the first `FEW`). ``last`` has these at the end, and
         also ``exact`` and ``exact_trained``, shares of correct answers, and
         the nats of ``all`` of a story, of its first token (``start``) and of
-        its ``end``; the run ``few`` has these at every check. ``valid`` is
-        the share of valid stories at the end, ``loss`` the training loss as
-        pairs of step and nats, ``seconds`` the time in optimizer steps.
+        its ``end``; the runs ``few`` and ``some`` have these at every
+        check. ``valid`` is the share of valid stories at the end, ``loss``
+        the training loss as pairs of step and nats, ``seconds`` the time in
+        optimizer steps.
     """
     recipes = {
         "replay": Recipe(replay=True),
         "none": Recipe(),
         "few": Recipe(few=FEW),
+        "some": Recipe(few=SOME),
         "everything": Recipe(mask="everything"),
         "late": Recipe(mask="late"),
     }
