@@ -93,6 +93,25 @@ def test_code_fits_the_column_and_parses(path):
         ast.parse(python)
 
 
+# What returns something to look at, which a page shows only at a cell's end.
+SHOWS = {
+    "as_html", "chat_box", "exhibit_cards", "frames_slider", "picker",
+    "predict", "show", "show_files", "show_loss_mask", "show_source",
+    "show_story", "show_table", "show_tokens",
+}  # fmt: skip
+
+
+@notebooks
+def test_what_a_cell_shows_is_its_last_line(path):
+    for number, cell in enumerate(cells(path, "code")):
+        text = re.sub(r"^\s*[%!].*$", "pass", source(cell), flags=re.M)
+        for statement in ast.parse(text).body[:-1]:
+            call = getattr(statement, "value", None)
+            if isinstance(statement, ast.Expr) and isinstance(call, ast.Call):
+                name = getattr(call.func, "id", "")
+                assert name not in SHOWS, f"cell {number}: {name} is not seen"
+
+
 @notebooks
 def test_what_a_notebook_imports_from_the_package_is_there(path):
     for cell in cells(path, "code"):

@@ -520,6 +520,16 @@ def test_a_number_is_compared_with_what_was_typed(name, site, visit):
         assert question.locator("details > p").is_visible()
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_exercises_are_numbered_within_their_chapter(name, site):
+    text = (site / name).read_text("utf8")
+    titles = re.findall(r"Exercise ([\w.]+) ?</span>", text)
+    chapter = re.match(r"\d+", Path(name).name)
+    place = str(int(chapter[0])) if chapter else Path(name).name[0].upper()
+    assert titles == [f"{place}.{i + 1}" for i in range(len(titles))]
+    assert titles, "a chapter has exercises"
+
+
 def test_cards_are_sorted_in_place(site, visit):
     page = visit((site / "book" / "museum.html").as_uri(), size=PHONE)
     choice = page.get_by_label("Sort by")

@@ -8,6 +8,7 @@
 3. How long a chapter takes to read is counted.
 4. What was cited by its number on arXiv can be followed.
 5. A term says what it means to whoever points at it.
+6. Exercises are numbered by chapter: 4.1, 4.2 and so on.
 """
 
 from __future__ import annotations
@@ -330,6 +331,21 @@ def say_what_terms_mean(
             link["reftitle"] = known[anchor]
 
 
+def number_exercises(_app: Sphinx, env: Any) -> None:
+    """Number exercises within their chapter instead of through the book.
+
+    Sphinx has numbered them all by now, in reading order.
+    """
+    for page, kinds in env.toc_fignumbers.items():
+        name = Path(page).name
+        chapter = re.match(r"\d+", name)
+        place = int(chapter[0]) if chapter else name[0].upper()
+        numbers = kinds.get("exercise", {})
+        in_order = sorted(numbers, key=lambda one: numbers[one])
+        for own, one in enumerate(in_order, 1):
+            numbers[one] = (place, own)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     # before numpydoc adds its own names to these
     app.connect("config-inited", name_types, priority=400)
@@ -340,6 +356,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-resolved", link_arxiv)
     app.connect("doctree-read", depend_on_glossary)
     app.connect("doctree-resolved", say_what_terms_mean)
+    app.connect("env-updated", number_exercises)
     app.add_directive("submodules", Submodules)
     app.add_directive("how-to-cite", HowToCite)
     app.add_role("reading", ReadingTime())

@@ -253,7 +253,7 @@ def measure_flag() -> Measured:
     with ours.autocast():
         right = torch.ones(2, 2) @ torch.ones(2, 2)
     return Measured(
-        "a matrix product, asked for with --dtype bfloat16, ran in",
+        "a matrix product, with bfloat16 asked for, ran in",
         ran, str(right.dtype).removeprefix("torch."),
         ran == "float16" and right.dtype == torch.bfloat16,
     )  # fmt: skip

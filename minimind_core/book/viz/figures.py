@@ -96,7 +96,7 @@ def picture(figure: Figure, alt: str) -> str:
         figure.savefig(raw, dpi=100 * SHARP)
     plt.close(figure)
     image = Image.open(raw).convert("RGB")
-    counted = image.getcolors(image.width * image.height) or []
+    counted: Any = image.getcolors(image.width * image.height)
     kept = [colour for _, colour in sorted(counted, reverse=True)[:128]]
     palette = Image.new("P", (1, 1))
     palette.putpalette([
