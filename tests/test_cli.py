@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -474,6 +475,8 @@ def test_control_c_in_a_conversation(small_runs):
          str(small_runs / "sft"), "--device", "cpu"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
+        # a shell makes what it starts in the background deaf to Ctrl-C
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout.readline().startswith("Talking to")
     process.send_signal(signal.SIGINT)

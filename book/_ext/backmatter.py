@@ -331,10 +331,10 @@ def say_what_terms_mean(
             link["reftitle"] = known[anchor]
 
 
-def number_exercises(_app: Sphinx, env: Any) -> None:
+def number_exercises(_app: Sphinx, env: Any) -> list[str]:
     """Number exercises within their chapter instead of through the book.
 
-    Sphinx has numbered them all by now, in reading order.
+    Sphinx has numbered them all just before, in reading order.
     """
     for page, kinds in env.toc_fignumbers.items():
         name = Path(page).name
@@ -344,6 +344,7 @@ def number_exercises(_app: Sphinx, env: Any) -> None:
         in_order = sorted(numbers, key=lambda one: numbers[one])
         for own, one in enumerate(in_order, 1):
             numbers[one] = (place, own)
+    return []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -356,7 +357,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-resolved", link_arxiv)
     app.connect("doctree-read", depend_on_glossary)
     app.connect("doctree-resolved", say_what_terms_mean)
-    app.connect("env-updated", number_exercises)
+    app.connect("env-get-updated", number_exercises, priority=900)
     app.add_directive("submodules", Submodules)
     app.add_directive("how-to-cite", HowToCite)
     app.add_role("reading", ReadingTime())
