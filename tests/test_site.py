@@ -523,7 +523,7 @@ def test_a_number_is_compared_with_what_was_typed(name, site, visit):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_exercises_are_numbered_within_their_chapter(name, site):
     text = (site / name).read_text("utf8")
-    titles = re.findall(r"Exercise ([\w.]+) ?</span>", text)
+    titles = re.findall(r"caption-number\">Exercise ([\w.]+) ?<", text)
     chapter = re.match(r"\d+", Path(name).name)
     place = str(int(chapter[0])) if chapter else Path(name).name[0].upper()
     assert titles == [f"{place}.{i + 1}" for i in range(len(titles))]
