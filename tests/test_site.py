@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import functools
 import gzip
-import http.server
 import re
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from conftest import ROOT, chapters, pages
+from conftest import DESKTOP, PHONE, ROOT, SETTLED, chapters, pages
 from PIL import Image
 
 SITE = ROOT / "_build" / "html"
@@ -38,20 +36,9 @@ LOOKED_AT = [
 CHAPTERS = [f"{page}.html" for page in chapters()]
 READ = [f"{page}.html" for page in pages()]
 
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
 VIEWS = [
     (theme, size) for theme in ("light", "dark") for size in (DESKTOP, PHONE)
 ]
-
-# The widget player and the mathematics are drawn when this holds.
-SETTLED = """() => document.readyState === "complete" &&
-    [...document.querySelectorAll(
-        'script[type="application/vnd.jupyter.widget-view+json"]')].every(
-        script => script.parentElement.querySelector(".jupyter-widgets")) &&
-    (!document.querySelector(".math") ||
-        document.querySelector("mjx-container")) &&
-    [...document.images].every(image => image.complete)"""
 
 # What a reader sees of a widget's picture: the images, drawings and texts
 # that are shown below it, without the controls themselves.
@@ -65,74 +52,6 @@ PICTURE = """output => {
         .map(part => part.tagName === "IMG" ? part.src : part.outerHTML)
         .join("\\n");
 }"""
-
-
-UNCOVER = """() => {
-    for (const fold of document.querySelectorAll(".mm-predict details"))
-        fold.open = true;
-}"""
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server(site: Path):
-    handler = functools.partial(Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{web.server_port}"
-        web.shutdown()
-
-
-@pytest.fixture
-def visit(browser):
-    """A function that opens an address and returns the settled page."""
-    contexts = []
-
-    def open_page(
-        url: str, *, theme="light", size=DESKTOP, covered=False, **more
-    ):
-        context = browser.new_context(
-            viewport=size, color_scheme=theme, **more
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.asked, page.complaints = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on(
-            "requestfailed",
-            lambda request: page.complaints.append(f"failed: {request.url}"),
-        )
-        page.on(
-            "response",
-            lambda answer: (
-                answer.status >= 400
-                and page.complaints.append(f"{answer.status}: {answer.url}")
-            ),
-        )
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda line: (
-                line.type == "error" and page.complaints.append(line.text)
-            ),
-        )
-        page.goto(url, wait_until="load")
-        if more.get("java_script_enabled", True):
-            page.wait_for_function(SETTLED, timeout=30_000)
-            if not covered:  # as after all predictions
-                page.evaluate(UNCOVER)
-                page.wait_for_function(
-                    "!document.querySelector('.mm-covered')"
-                )
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 # --- every page -------------------------------------------------------------

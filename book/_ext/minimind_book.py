@@ -4,7 +4,8 @@
    changed, two at a time; an edit to prose executes nothing (`execution.py`).
 2. Widgets, mathematics and icons come from files beside the pages; no page
    asks another host for anything.
-3. As long as nobody has said where the repository lives, the pages carry no
+3. Where a page has a place for it, a trained model runs in it (`live.py`).
+4. As long as nobody has said where the repository lives, the pages carry no
    links to it.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import execution
+import live
 import vendor
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -100,12 +102,14 @@ def local_page(
         '<summary aria-label="Toggle hidden content">', "<summary>"
     )
     body = with_bare_links(body)
+    body = live.with_pictures(body)
     body = with_sizes(body, app)
     body = with_chapter_number(body, app, pagename)
     context["metatags"] = context.get("metatags", "") + social(
         app, pagename, context.get("title", ""), doctree
     )
     context["metatags"] += FONTS_FIRST % ("../" * pagename.count("/"))
+    context["metatags"] += live.head(context, pagename)
     if found := changes(app, pagename):
         context["last_updated"] = found[0][1]
         path = Path(app.env.doc2path(pagename)).relative_to(app.srcdir)
@@ -379,7 +383,7 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
 
 
-# --- 3. The repository's address --------------------------------------------
+# --- 4. The repository's address --------------------------------------------
 
 
 def no_dead_links(app: Sphinx, config: Any) -> None:
@@ -403,6 +407,7 @@ def no_dead_links(app: Sphinx, config: Any) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     execution.setup(app)
+    live.setup(app)
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)

@@ -1,7 +1,9 @@
 """The trained models in the pages: what the scripts in the browser load.
 
-    from minimind_core.book.lab import describe_stage, write_stage
-    stage = describe_stage(get_stage("sft"))
+    from minimind_core.book.lab import write_lab
+    write_lab("book/_static/lab", "_build/html/_static/lab")
+
+    stage = describe_stage(get_stage("sft"))        # or any folder
     write_stage("sft", stage, "_build/html/_static/lab/sft.js")
 
 The engine itself is JavaScript and lies in ``book/_static/lab``. A page that
@@ -13,8 +15,11 @@ model as a call that hands its data to the engine, and the microworld too.
 from __future__ import annotations
 
 import base64
+import html
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,7 @@ import torch
 from minimind_core.checkpoint import weights_of
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import read_json
+from minimind_core.generate import generate_tokens
 from minimind_core.loading import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -30,8 +36,10 @@ from minimind_core.loading import (
 )
 from minimind_core.microworld import HELD_OUT_SEED, write_story
 from minimind_core.microworld.tape import read_data
+from minimind_core.microworld.truth import Truth
 from minimind_core.model import MiniMind
-from minimind_core.tokenizer import encode_document
+from minimind_core.run import read_log
+from minimind_core.tokenizer import decode, encode_document, encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +47,18 @@ if TYPE_CHECKING:
 
 SCRIPTS = (
     "linear.js", "engine.js", "tokenizer.js", "weights.js", "sampling.js",
-    "world.js", "questions.js", "xray.js",
+    "world.js", "questions.js", "xray.js", "session.js",
 )  # fmt: skip
 """The parts of the engine; each imports only from those before it."""
+PAGE_SCRIPTS = (
+    "page.js", "write.js", "learn.js", "look.js", "talk.js", "exam.js",
+    "mask.js", "start.js",
+)  # fmt: skip
+"""The widgets, in the folder ``page``: they talk to an engine in a worker."""
 GLOBAL = "MiniMindLab"
 CHECKED = 50
+SHOWN_STEP = 150
+BEGINNING = "One sunny morning, Mia"
 
 
 FORMATS = ("float16", "int8")
@@ -244,6 +259,180 @@ def write_stage(name: str, stage: dict[str, Any], path: str | Path) -> int:
     return _write_script(path, f"stages[{json.dumps(name)}]", stage)
 
 
+def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
+    """Write all that the pages load: scripts, the world and the models.
+
+    Parameters
+    ----------
+    source : path
+        ``book/_static/lab``.
+    target : path
+        The folder for the scripts. ``index.js`` there says what each model
+        weighs and what rounding its weights to int8 costs.
+
+    Returns
+    -------
+    dict of str to str
+        HTML that can stand in a page until a widget does: see
+        `story_picture`.
+    """
+    from minimind_core.book.stages import get_snapshots, get_stage
+
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "engine.js").write_text(bundle(source), encoding="utf-8")
+    widgets = bundle(Path(source) / "page", PAGE_SCRIPTS, "page")
+    (target / "page.js").write_text(widgets, encoding="utf-8")
+    write_world(target / "world.js")
+    folder = get_stage("pretrain")
+    model, tokenizer = load_model(folder)
+    last = int(read_log(folder)[-1]["step"])
+    parts = describe_model(model, tokenizer, "int8")
+    listed: dict[str, dict[str, float]] = {}
+    size = write_stage(
+        "tokenizer", parts["tokenizer"], target / "tokenizer.js"
+    )
+    listed["tokenizer"] = {"bytes": size}
+
+    def write(name: str, stage: dict[str, Any], **more: float) -> None:
+        size = write_stage(name, stage, target / f"{name}.js")
+        listed[name] = {
+            "bytes": size, "nats": stage["error"]["nats"], **more,
+        }  # fmt: skip
+
+    write("pretrain", parts, step=last, **distance(model, tokenizer))
+    pictures = {"write": story_picture(model, tokenizer)}
+    write("lora", describe_stage(get_stage("lora"), "int8"))
+    steps = []
+    for step, file in get_snapshots().items():
+        model.load_state_dict(_with_head(load_weights(file), model))
+        name = f"step-{step}"
+        stage = describe_model(model, tokenizer, "int8")
+        write(name, stage, step=step, **distance(model, tokenizer))
+        steps.append(name)
+        if step == SHOWN_STEP:
+            said = f"After {step} steps"
+            pictures["learn"] = story_picture(model, tokenizer, said)
+    index = {"stages": listed, "steps": [*steps, "pretrain"]}
+    _write_script(target / "index.js", "index", index)
+    return pictures
+
+
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file."""
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def _with_head(
+    tensors: dict[str, Tensor], model: MiniMind
+) -> dict[str, Tensor]:
+    """Weights as the model names them: a tied head is saved once."""
+    if model.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    return tensors
+
+
+@torch.no_grad()
+def distance(
+    model: MiniMind, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, float]:
+    """Return a model's loss on held-out stories, and their floor.
+
+    Both in nats per token, over the same stories as `format_error`.
+    """
+    loss, least, count = 0.0, 0.0, 0
+    for index in range(CHECKED):
+        story = write_story(HELD_OUT_SEED, index)
+        ids = torch.tensor([encode_document(tokenizer, story.text)])
+        logprobs = model(ids[:, :-1]).logits[0].log_softmax(-1)
+        loss -= float(logprobs.gather(1, ids[0, 1:, None]).sum())
+        least -= story.logprob
+        count += ids.numel() - 1
+    return {"loss": loss / count, "floor": least / count}
+
+
+def regret_levels(regrets: Sequence[float]) -> list[str]:
+    """Return how each token is marked, as `Story` in ``page.js`` marks it.
+
+    Parameters
+    ----------
+    regrets : sequence of float
+        In nats; minus infinity from where a text has left the world.
+
+    Returns
+    -------
+    list of str
+        ``0`` to ``3``, or ``out`` from the first that cannot be.
+    """
+    levels = []
+    for regret in regrets:
+        if (levels and levels[-1] == "out") or regret == -math.inf:
+            levels.append("out")
+        else:
+            levels.append(str(sum(regret > one for one in (0.1, 0.3, 1))))
+    return levels
+
+
+@torch.no_grad()
+def story_picture(
+    model: MiniMind, tokenizer: PreTrainedTokenizerFast, who: str = ""
+) -> str:
+    """Write a story and show it as the X-ray would, in plain HTML.
+
+    Parameters
+    ----------
+    model, tokenizer
+    who : str
+        Who wrote it: the beginning of the caption.
+
+    Returns
+    -------
+    str
+        A ``<figure>``. Of a few stories it shows the first that has a
+        mistake, if there is one, since this is what the X-ray is for.
+    """
+    truth = Truth("en", lambda text: encode_text(tokenizer, text))
+    begun = encode_document(tokenizer, BEGINNING)[:-1]
+    for seed in range(20):
+        drawn = generate_tokens(
+            model, torch.tensor([begun]), max_new_tokens=120,
+            generator=torch.Generator().manual_seed(seed),
+        )[0].tolist()  # fmt: skip
+        text = decode(tokenizer, drawn)
+        seen = truth.read(text)
+        if seen.left is not None:
+            break
+    ids = torch.tensor([[begun[0], *seen.tokens]])
+    logprobs = model(ids[:, :-1]).logits[0].log_softmax(-1)
+    ours = logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
+    levels = regret_levels([
+        right - own for right, own in zip(seen.logprobs, ours, strict=True)
+    ])
+    spans, gone = [], False
+    for place, (token, level) in enumerate(
+        zip(seen.tokens[:-1], levels, strict=False)
+    ):
+        names = ["given"] if place < len(begun) - 1 else []
+        names += ["first"] if level == "out" and not gone else []
+        gone = gone or level == "out"
+        classes = f' class="{" ".join(names)}"' if names else ""
+        piece = html.escape(decode(tokenizer, [token]), quote=False)
+        spans.append(f'<span data-level="{level}"{classes}>{piece}</span>')
+    said = html.escape(who or "The pretrained model")
+    reason = "" if seen.left is None else (
+        '<p class="lab-reason">\u2717 The text leaves the world: '
+        f"{html.escape(seen.left.reason)}.</p>"
+    )  # fmt: skip
+    return (
+        f'<figure class="lab-still"><p class="lab-story">{"".join(spans)}</p>'
+        f"{reason}<figcaption>{said} wrote this when the page was built. A "
+        "colored word cost more than it had to; what the world does not "
+        "allow is underlined.</figcaption></figure>"
+    )
+
+
 def write_world(path: str | Path) -> int:
     """Write the microworld as ``MiniMindLab.data``; returns the bytes."""
     data = {name: read_data(name) for name in ("world", "english", "chinese")}
@@ -263,30 +452,40 @@ def _write_script(path: str | Path, target: str, data: Any) -> int:
     return path.stat().st_size
 
 
-def bundle(folder: str | Path) -> str:
-    """The engine's modules as one plain script.
+def bundle(
+    folder: str | Path,
+    scripts: Sequence[str] = SCRIPTS,
+    part: str | None = None,
+) -> str:
+    """The engine's modules, or the widgets', as one plain script.
 
     Parameters
     ----------
     folder : path
-        ``book/_static/lab``.
+        Where the modules are: ``book/_static/lab`` by default.
+    scripts : sequence of str
+        Their names; each may import only from those before it.
+    part : str, optional
+        Put what they export into this part of the global object instead.
 
     Returns
     -------
     str
         Its one global, ``MiniMindLab``, has what the modules export, and
         ``install``, the function that puts it there: its text is what a
-        worker needs, which cannot be loaded from a file either.
+        worker needs, which cannot be loaded from a file either. A `part`
+        has no ``install``.
     """
     parts = []
-    for name in SCRIPTS:
+    for name in scripts:
         source = (Path(folder) / name).read_text("utf8")
         exported = re.findall(
-            r"^export (?:class|function\*?|const) (\w+)", source, re.M
-        )
+            r"^export (?:class|(?:async )?function\*?|const) (\w+)",
+            source, re.M,
+        )  # fmt: skip
         source = re.sub(
-            r'^import \{([^}]+)\} from "\./\w+\.js";',
-            r"const {\1} = lab;", source, flags=re.M,
+            r'^import \{([^}]+)\} from "\./\w+\.js";\n',
+            r"const {\1} = lab;\n", source, flags=re.M,
         )  # fmt: skip
         source = re.sub(r"^export ", "", source, flags=re.M)
         names = ", ".join(exported)
@@ -295,6 +494,12 @@ def bundle(folder: str | Path) -> str:
             f"Object.assign(lab, {{ {names} }});\n}})();\n"
         )
     body = "".join(parts)
+    if part is not None:
+        return (
+            "(() => {\n"
+            f"const lab = ((globalThis.{GLOBAL} ??= {{}}).{part} = {{}});\n"
+            f"{body}}})();\n"
+        )
     return (
         "(function install(scope) {\n"
         f"const lab = (scope.{GLOBAL} ??= {{}});\n"

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +26,14 @@ import torch
 import minimind_core
 from minimind_core.adapters import merge_lora
 from minimind_core.cache import cache_folder
+from minimind_core.callbacks import Callback, Training
+from minimind_core.checkpoint import weights_of
 from minimind_core.config import get_preset
 from minimind_core.data import parse_data, tokenizer_texts
 from minimind_core.errors import ConfigError
 from minimind_core.export import export_hf
 from minimind_core.recipes import pretrain, sft, train_lora
-from minimind_core.run import is_finished
+from minimind_core.run import Record, is_finished
 from minimind_core.tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "pretrain", "sft", "hf", "lora", "merged")
@@ -42,6 +45,10 @@ BESIDE = {
     "system", "talk", "threads", "tracking",
 }  # fmt: skip
 KEEP = 3
+
+SNAPSHOTS = (20, 60, 150, 300, 600)
+"""After these steps of pretraining the weights are kept: see
+`get_snapshots`."""
 
 
 @lru_cache(maxsize=1)
@@ -147,6 +154,61 @@ def get_stage(
     return folder / name
 
 
+class Snapshots(Callback):
+    """Keep a model's weights after some of its steps.
+
+    Parameters
+    ----------
+    folder : path
+        Gets a file ``<step>.safetensors`` for each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_step_end(self, trainer: Training, record: Record) -> None:
+        """Write the weights, if this is one of the steps."""
+        if trainer.step not in SNAPSHOTS:
+            return
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{trainer.step}.safetensors"
+        part = file.with_suffix(".part")
+        save_file(weights_of(trainer.model), part)
+        part.replace(file)
+
+
+def get_snapshots(*, progress: bool = True) -> dict[int, Path]:
+    """Return files with the weights of the model as it is being pretrained.
+
+    Parameters
+    ----------
+    progress : bool
+        Print progress if it has to be trained now.
+
+    Returns
+    -------
+    dict of int to Path
+        Step -> a safetensors file with the names of the model's state dict,
+        in the order of the steps. The steps are those of `SNAPSHOTS`; after
+        the last step of all, the weights are the stage ``pretrain`` itself.
+    """
+    stage = get_stage("pretrain", progress=progress)
+    folder = stage.parent / "steps"
+    files = {step: folder / f"{step}.safetensors" for step in SNAPSHOTS}
+    with locked(stage.parent.parent, f"{stage.parent.name}-steps"):
+        if not all(file.exists() for file in files.values()):
+            # Trained by a version that kept no snapshots: the same again.
+            with tempfile.TemporaryDirectory() as again:
+                pretrain(
+                    Path(again) / "pretrain", progress=progress,
+                    tokenizer=stage.parent / "tokenizer",
+                    callbacks=[Snapshots(folder)],
+                )  # fmt: skip
+    return files
+
+
 @contextlib.contextmanager
 def locked(base: Path, key: str) -> Iterator[None]:
     """Hold a file lock, so that only one process at a time makes `key`."""
@@ -173,9 +235,12 @@ def _make(
         size = get_preset(preset).vocab_size
         train_tokenizer(tokenizer_texts(data), size, out=out)
     elif stage == "pretrain":
+        small = preset == "tiny"  # what the pages show
+        snapshots = [Snapshots(folder / "steps")] if small else []
         pretrain(
             out, preset=preset, data=data, seed=seed, progress=progress,
             tokenizer=folder / "tokenizer", resume=True, save_every=200,
+            callbacks=snapshots,
         )  # fmt: skip
     elif stage == "sft":
         sft(

@@ -1,0 +1,81 @@
+/**
+ * Puts the widgets into the page. A place for one is HTML that says something
+ * by itself, for readers without scripts and on paper. A model is loaded when
+ * the reader asks for it, and nothing moves in the page before.
+ */
+
+import { exam } from "./exam.js";
+import { learn } from "./learn.js";
+import { look } from "./look.js";
+import { mask } from "./mask.js";
+import { h, index, need, source } from "./page.js";
+import { talk } from "./talk.js";
+import { write } from "./write.js";
+
+/** @type {Record<string, {make: (box: HTMLElement) => Promise<void>,
+ *   stages: () => string[], label: string}>} */
+const WIDGETS = {
+  write: { make: write, label: "Write with the model",
+    stages: () => ["pretrain"] },
+  learn: { make: learn, label: "Watch it learn",
+    stages: () => index().steps.slice(0, 1) },
+  look: { make: look, label: "Look inside", stages: () => ["pretrain"] },
+  talk: { make: talk, label: "Talk to the models",
+    stages: () => ["pretrain", "lora"] },
+  exam: { make: exam, label: "Sit the exam", stages: () => [] },
+  mask: { make: mask, label: "Choose the mask", stages: () => ["tokenizer"] },
+};
+/** @param {HTMLElement} place */
+function mount(place) {
+  const widget = WIDGETS[place.dataset.lab ?? ""];
+  if (!widget) return;
+  const { stages } = index();
+  const bytes = widget.stages().reduce((n, one) => n + stages[one].bytes, 0);
+  const size = bytes ? ` (${(bytes / 1e6).toFixed(1)} MB)` : "";
+  const box = h("div.lab-box", { hidden: true });
+  for (const [key, value] of Object.entries(place.dataset)) {
+    box.dataset[key] = value;
+  }
+  const status = h("p.lab-status", { role: "status" });
+  /** @type {Promise<void> | undefined} */
+  let started;
+  const start = h("button.lab-main.lab-start", {
+    click: () => begin(),
+  }, `${widget.label}${size}`);
+  function begin() {
+    started ??= (async () => {
+      start.disabled = true;
+      status.textContent = "Loading the model \u2026";
+      try {
+        await widget.make(box);
+        box.hidden = false;
+        box.append(h("p.lab-source", {}, "The model runs in this page, on ",
+          "your machine. ", h("a", { href: source("engine.js") },
+            "Its code reads like chapter 3.")));
+        place.classList.add("started");
+        status.remove();
+        start.remove();
+      } catch (error) {
+        start.disabled = false;
+        started = undefined;
+        status.textContent = "This did not work: " +
+          /** @type {Error} */ (error).message;
+      }
+    })();
+    return started;
+  }
+  place.append(box, h("div.lab-buttons.lab-first", {}, start), status);
+  // Who points at it will ask for it: by then the model may be there.
+  const saving = /** @type {any} */ (navigator).connection?.saveData;
+  if (!saving) {
+    start.addEventListener("pointerenter", () => {
+      for (const stage of widget.stages()) need(stage).catch(() => {});
+    }, { once: true });
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const place of document.querySelectorAll(".mm-lab")) {
+    mount(/** @type {HTMLElement} */ (place));
+  }
+});
