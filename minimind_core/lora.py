@@ -39,8 +39,8 @@ class LoRALinear(nn.Module):
     rank : int
         Rank of the update.
     alpha : float
-        The update is scaled by ``alpha / rank``, so that another rank does
-        not require another learning rate.
+        The update is scaled by ``alpha / rank``, so that the size of the
+        change depends little on the rank.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:

@@ -156,12 +156,12 @@ export function need(name) {
 
 /** @param {number} share */
 export function percent(share) {
-  if (Number.isNaN(share)) return "–";
-  if (share === 0) return "0 %";
-  if (share < 0.001) return "< 0.1 %";
-  if (share > 0.9995 && share < 1) return "> 99.9 %";
+  if (Number.isNaN(share)) return "\u2013";
+  if (share === 0) return "0%";
+  if (share < 0.001) return "<0.1%";
+  if (share > 0.9995 && share < 1) return ">99.9%";
   const digits = share < 0.1 || (share >= 0.995 && share < 1) ? 1 : 0;
-  return `${(100 * share).toFixed(digits)} %`;
+  return `${(100 * share).toFixed(digits)}%`;
 }
 
 /** @param {number} value @param {number} digits */

@@ -19,20 +19,21 @@ const SHOWN = 8;
  * @param {(id: number) => void} choose
  */
 function bar(row, drawn, choose) {
-  const { id, model, shaped, text, truth } = row;
-  const out = truth === 0 ? ", not in the world" : "";
+  const { id, shaped, text, truth } = row;
   const said = Number.isNaN(truth)
-    ? percent(shaped) : `${percent(shaped)} \u00b7 true ${percent(truth)}`;
+    ? percent(shaped) : `${percent(shaped)} | ${percent(truth)}`;
   return h("button.lab-bar", {
     "data-id": id,
     class: `lab-bar${drawn ? " drawn" : ""}`,
     click: () => choose(id),
-    "aria-label": `${word(text)}: ${said}${out}; model ${percent(model)}`,
+    "aria-current": drawn ? "true" : undefined,
   },
-    h("span.word", {}, `${drawn ? "\u25b8 " : ""}${word(text)}`),
+    h("span.word", {},
+      h("span", { "aria-hidden": "true" }, drawn ? "\u25b8 " : ""),
+      word(text)),
     h("span.track", {},
       h("span.fill", { style: `width:${100 * shaped}%` }),
-      h("span.true", { style: `width:${100 * (truth || 0)}%` })),
+      h("span.true", { hidden: !truth, style: `width:${100 * truth}%` })),
     h("span.number", {}, said),
   );
 }
@@ -91,10 +92,10 @@ export async function write(box) {
     if (focus) bars.querySelector("button")?.focus();
     const gone = found.tokens.some((token) => token.truth === -Infinity);
     total.textContent = gone
-      ? `${found.tokens.length} tokens. No floor can be given for a text ` +
-        "that is not of this world."
+      ? `${found.tokens.length} tokens. Beyond the marked word there is no ` +
+        "truth to compare with."
       : `${found.tokens.length} tokens cost the model ${nats(found.loss)} ` +
-        `nats; no model can do better than ${nats(found.floor)} on average.`;
+        `nats. With the true probabilities they cost ${nats(found.floor)}.`;
     one.disabled = found.over;
     undo.disabled = ids.length <= 1;
     if (found.over) stop();
@@ -162,7 +163,8 @@ export async function write(box) {
         h("div.lab-buttons", {}, play, one, undo, again), total),
       h("div", {},
         h("p.lab-head", {}, "What comes next? ",
-          h("span", {}, "Filled: the model. Outlined: the truth.")),
+          h("span", {}, "Filled, first number: the model. Outlined, second " +
+            "number: the truth.")),
         bars)),
     h("details.lab-more", {}, h("summary", {}, "Sampling"),
       slider("temperature", { min: 0, max: 2, step: 0.1, value: 1 },

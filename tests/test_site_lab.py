@@ -1,0 +1,479 @@
+"""The models in the built pages, used as a reader would use them.
+
+What a widget shows is compared with what the package computes from the same
+weights, those that the page loads.
+"""
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+from conftest import DESKTOP, PHONE, ROOT
+
+from minimind_core.config import ModelConfig
+from minimind_core.export import export_hf
+from minimind_core.microworld import NotInLanguage, read_story
+from minimind_core.model import MiniMind
+
+PLACE = re.compile(r'<div class=\\?"mm-lab\\?" data-lab=\\?"(\w+)')
+PLACES = [
+    (f"book/{path.stem}.html", kind)
+    for path in sorted((ROOT / "book").glob("*.*"))
+    if path.suffix in {".md", ".ipynb"}
+    for kind in PLACE.findall(path.read_text("utf8"))
+]
+KINDS = {"write", "learn", "look", "talk", "exam", "mask"}
+FIRST = dict(reversed([(kind, name) for name, kind in PLACES]))
+
+
+def test_each_widget_is_on_some_page():
+    assert set(FIRST) == KINDS
+    assert PLACES[-1] == ("book/index.html", "write")
+
+
+# --- the models that the page loads -----------------------------------------
+
+
+def loaded(site, name):
+    """What a page's script hands to the engine."""
+    text = (site / "_static" / "live" / f"{name}.js").read_text("utf8")
+    return json.loads(text[text.index("] = ") + 4 :].rstrip().rstrip(";"))
+
+
+@pytest.fixture(scope="module")
+def stage(site):
+    """A function: a stage's model, with the weights that the page has."""
+    from safetensors.torch import load
+
+    def read(name):
+        parts = loaded(site, name)
+        tensors = load(base64.b64decode(parts["weights"]))
+        weights = {
+            key: tensor.float() * tensors[f"{key}.scale"][:, None]
+            if f"{key}.scale" in tensors else tensor.float()
+            for key, tensor in tensors.items()
+            if not key.endswith(".scale")
+        }  # fmt: skip
+        model = MiniMind(ModelConfig(**parts["config"])).eval()
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model.load_state_dict(weights)
+        return model
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def cut(site):
+    """A function: text to ids, with the tokenizer that the page has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    parts = loaded(site, "tokenizer")["model"]
+    merges = [
+        tuple(m) if isinstance(m, list) else tuple(m.split(" "))
+        for m in parts["merges"]
+    ]
+    cutter = Tokenizer(models.BPE(vocab=parts["vocab"], merges=merges))
+    cutter.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return lambda text: cutter.encode(text).ids
+
+
+def start(page, kind, by="mouse"):
+    """Begin a widget; returns its place, when it is there."""
+    place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
+    button = place.locator(".lab-start")
+    button.scroll_into_view_if_needed()
+    if by == "keys":
+        button.focus()
+        page.keyboard.press("Enter")
+    elif by == "finger":
+        button.tap()
+    else:
+        button.click()
+    place.locator(".lab-source").wait_for(timeout=60_000)
+    return place
+
+
+def told(place):
+    """The text of a story that a place shows, without the mark of its end."""
+    text = place.locator(".lab-box .lab-story").first.text_content()
+    return text.removesuffix(" \u220e")
+
+
+SHOWN = """([said]) => document.querySelector(
+    ".lab-box .lab-story").textContent === said"""
+SAID = """([kind, said]) => document.querySelector(
+    `[data-lab=${kind}] .lab-total`).textContent.includes(said)"""
+
+
+def wait(page, condition, *given):
+    page.wait_for_function(condition, arg=list(given), timeout=60_000)
+
+
+# --- every place ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), PLACES)
+def test_nothing_is_loaded_until_it_is_asked_for(
+    name, kind, server, site, visit
+):
+    """From a server and from a disk, on a phone, in the dark."""
+    for base in (server, site.as_uri()):
+        page = visit(f"{base}/{name}", size=PHONE, theme="dark")
+        page.mouse.wheel(0, 800)
+        page.mouse.move(30, 30)
+        page.wait_for_timeout(300)
+        assert not [u for u in page.asked if re.search(
+            r"live/(?!index|page)", u)]  # fmt: skip
+        place = start(page, kind)
+        assert not page.complaints
+        known = {base.split(":")[0], "blob"}
+        assert {url.split(":")[0] for url in page.asked} <= known
+        assert all(
+            url.startswith((base, "blob:")) for url in page.asked
+        )
+        wide = "document.documentElement.scrollWidth > innerWidth"
+        assert not page.evaluate(wide)
+        box = place.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 391
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_axe_finds_nothing_serious(kind, theme, server, visit):
+    page = visit(f"{server}/{FIRST[kind]}", theme=theme)
+    start(page, kind)
+    page.wait_for_timeout(1500)
+    page.add_script_tag(path=ROOT / "_build" / "vendor" / "axe-core" /
+                        "axe.min.js")  # fmt: skip
+    found = page.evaluate(
+        """async (kind) => (await axe.run(`.mm-lab[data-lab="${kind}"]`))
+            .violations.filter(one => ["serious", "critical"].includes(
+                one.impact)).map(one => [one.id, one.nodes[0].html])""",
+        kind,
+    )
+    assert not found
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_without_scripts_a_sentence_and_a_picture(kind, site, visit):
+    page = visit(
+        f"{site.as_uri()}/{FIRST[kind]}", java_script_enabled=False
+    )
+    place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
+    assert len(place.locator("p").first.text_content()) > 40
+    picture = place.locator("figure, img").first
+    assert picture.is_visible()
+    if place.locator("img").count():
+        image = place.locator("img").first
+        assert len(image.get_attribute("alt")) > 40
+        source = image.get_attribute("src").removeprefix("../")
+        assert (site / source).exists()
+
+
+def test_on_paper_a_sentence_stands_for_it(site, visit):
+    page = visit(f"{site.as_uri()}/{FIRST['write']}")
+    place = start(page, "write")
+    page.emulate_media(media="print")
+    assert not place.locator(".lab-box").is_visible()
+    assert place.locator("> p").first.is_visible()
+
+
+# --- 1. write with it -------------------------------------------------------
+
+
+def test_writing_is_choosing_tokens(server, visit, stage, cut):
+    page = visit(f"{server}/{FIRST['write']}")
+    place = start(page, "write")
+    place.get_by_role("button", name="Pause").click()
+    typed = place.get_by_role("textbox")
+    typed.fill("One foggy night, Leo")
+    wait(page, SHOWN, "One foggy night, Leo")
+    # Choose by mouse the token that the model thinks least likely.
+    bars = place.locator("button.lab-bar")
+    chosen = bars.last
+    token = int(chosen.get_attribute("data-id"))
+    chosen.click()
+    wait(page, """() => document.querySelectorAll(
+        ".lab-box [role=option]").length === 6""")  # fmt: skip
+    ids = [1, *cut("One foggy night, Leo"), token]
+    with torch.no_grad():
+        logprobs = stage("pretrain")(torch.tensor([ids])).logits[0]
+    logprobs = logprobs.log_softmax(-1)
+    cost = -float(
+        logprobs[:-1].gather(1, torch.tensor(ids)[1:, None]).sum()
+    )
+    said = place.locator(".lab-total").text_content()
+    assert said.startswith(f"{len(ids) - 1} tokens")
+    if "cost the model" in said:
+        shown = float(re.search(r"cost the model ([\d.]+)", said)[1])
+        assert shown == pytest.approx(cost, abs=0.02)
+    # The bars are the next distribution.
+    bar = bars.first
+    share = re.search(r"^([\d.]+)%", bar.locator(".number").text_content())
+    best = float(logprobs[-1, int(bar.get_attribute("data-id"))].exp())
+    if share:
+        assert float(share[1]) == pytest.approx(100 * best, abs=1)
+    place.get_by_role("button", name="Undo").click()
+    wait(page, """() => document.querySelectorAll(
+        ".lab-box [role=option]").length === 5""")  # fmt: skip
+
+
+def test_a_broken_story_is_marked_with_the_worlds_reason(server, visit):
+    page = visit(f"{server}/{FIRST['write']}", size=PHONE, has_touch=True)
+    place = start(page, "write", by="finger")
+    text = "One sunny morning, Mia the baker went to the moon"
+    place.get_by_role("textbox").fill(text)
+    reason = place.locator(".lab-box .lab-reason")
+    wait(page, SHOWN, text)
+    with pytest.raises(NotInLanguage) as error:
+        read_story(text)
+    assert error.value.reason in reason.text_content()
+    first = place.locator(".lab-box [data-level=out].first")
+    assert "moon".startswith(first.text_content().strip())
+    first.tap()
+    detail = place.locator(".lab-detail").text_content()
+    assert "it cannot stand here" in detail
+
+
+def test_keys_alone_write_and_look(server, visit):
+    page = visit(f"{server}/{FIRST['write']}")
+    place = start(page, "write", by="keys")
+    pause = place.get_by_role("button", name="Pause")
+    pause.focus()
+    page.keyboard.press("Space")
+    place.locator(".lab-box .lab-story [tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    detail = place.locator(".lab-detail").text_content()
+    assert detail.startswith("\u201c") and "nats" in detail
+    before = place.locator(".lab-box .lab-story [role=option]").count()
+    place.locator("button.lab-bar").first.focus()
+    page.keyboard.press("Enter")
+    wait(page, """([n]) => document.querySelectorAll(
+        ".lab-box [role=option]").length === n""", before + 1)  # fmt: skip
+    # At temperature 0 one token has all the probability.
+    place.locator("details.lab-more summary").focus()
+    page.keyboard.press("Enter")
+    place.get_by_label("temperature").focus()
+    page.keyboard.press("Home")
+    wait(page, """() => document.querySelector(
+        ".lab-bar .number").textContent.startsWith("100%")""")  # fmt: skip
+    assert page.url.endswith(FIRST["write"])
+
+
+def test_typed_markup_is_text(server, visit):
+    page = visit(f"{server}/{FIRST['write']}")
+    place = start(page, "write")
+    evil = '<img src=x onerror="window.caught=1"> <|im_end|>'
+    place.get_by_role("textbox").fill(evil)
+    wait(page, SHOWN, evil)
+    assert evil in told(place)
+    assert place.locator(".lab-box img").count() == 0
+    assert page.evaluate("window.caught") is None
+
+
+# --- 2. watch it learn ------------------------------------------------------
+
+
+def test_the_slider_goes_through_the_training(site, visit):
+    page = visit(f"{site.as_uri()}/{FIRST['learn']}")
+    place = start(page, "learn")
+    index = json.loads(
+        (site / "_static/live/index.js").read_text().split(".index = ")[1]
+        .rstrip().rstrip(";")
+    )  # fmt: skip
+    steps = [index["stages"][name]["step"] for name in index["steps"]]
+    assert len(steps) == 6 and steps == sorted(steps)
+    losses = [index["stages"][name]["loss"] for name in index["steps"]]
+    assert losses == sorted(losses, reverse=True)
+    stories = []
+    place.get_by_label("Training").focus()
+    for step in steps:
+        wait(page, SAID, "learn", f"After {step} steps")
+        stories.append(told(place))
+        page.keyboard.press("ArrowRight")
+    assert len(set(stories)) >= 5
+    with pytest.raises(NotInLanguage):
+        read_story(stories[0])
+
+
+# --- 3. look inside ---------------------------------------------------------
+
+
+def test_a_head_shows_where_it_looks_and_what_it_does(site, visit, stage):
+    page = visit(f"{site.as_uri()}/{FIRST['look']}")
+    place = start(page, "look")
+    wait(page, 'document.querySelector(".lab-patch .lab-bar")')
+    words = place.locator(".lab-story.arcs [role=option]")
+    words.nth(20).hover()
+    wait(page, 'document.querySelector(".lab-story.arcs path")')
+    said = place.locator(".lab-detail").text_content()
+    assert "head 1 of layer 2 looks at" in said
+    place.get_by_role("button", name="show head 2 of layer 1").click()
+    other = place.locator(".lab-detail").text_content()
+    assert "head 2 of layer 1 looks at" in other
+    total = place.locator(".lab-total").first
+    whole = float(re.search(r"costs ([\d.]+)", total.text_content())[1])
+    for head in (1, 2):  # the layer without half of its heads
+        place.get_by_label(f"head {head} of layer 2 is on").uncheck()
+    wait(
+        page,
+        SAID,
+        "look",
+        "Without head 1 of layer 2 and head 2 of layer 2 the story",
+    )
+    less = float(re.search(r"costs ([\d.]+)", total.text_content())[1])
+    assert less > whole
+
+
+@torch.no_grad()
+def test_a_swap_changes_the_answer(site, visit, stage, cut):
+    page = visit(f"{site.as_uri()}/{FIRST['look']}")
+    place = start(page, "look")
+    wait(page, 'document.querySelector(".lab-patch .lab-bar")')
+    patch = place.locator(".lab-patch")
+    text = patch.locator(".lab-story").text_content().removeprefix("\u25cf")
+    names = patch.locator(".lab-bar .word").all_text_contents()
+    model = stage("pretrain")
+    tokens = [cut(f" {name}")[0] for name in names]
+
+    def share(text):
+        ids = torch.tensor([[1, *cut(text)]])
+        probs = model(ids).logits[0, -1].softmax(-1)
+        return [float(probs[token]) for token in tokens]
+
+    other = patch.locator(".lab-told").text_content()
+    # The last token after the last layer is patched at first.
+    shown = [
+        float(re.search(r"width:([\d.e-]+)", bar.get_attribute("style"))[1])
+        for bar in patch.locator(".fill").all()
+    ]
+    assert shown == pytest.approx([100 * p for p in share(other)], abs=0.1)
+    outlined = [
+        float(re.search(r"width:([\d.e-]+)", bar.get_attribute("style"))[1])
+        for bar in patch.locator(".true").all()
+    ]
+    assert outlined == pytest.approx([100 * p for p in share(text)], abs=0.1)
+
+
+# --- 4. talk to it ----------------------------------------------------------
+
+
+def test_three_models_answer_and_are_checked(site, visit):
+    page = visit(f"{site.as_uri()}/{FIRST['talk']}", size=DESKTOP)
+    place = start(page, "talk")
+    answers = place.locator(".lab-answer")
+    done = """() => [...document.querySelectorAll(".lab-answer .verdict")]
+        .every(one => one.textContent !== "")"""
+    wait(page, done)
+    rights = []
+    for number in range(place.locator(".lab-chips button").count()):
+        place.locator(".lab-chips button").nth(number).click()
+        wait(page, done)
+        rights.append([
+            answer.get_attribute("data-right") for answer in answers.all()
+        ])  # fmt: skip
+    base, tuned, _ = zip(*rights, strict=True)
+    assert tuned.count("true") > len(tuned) / 2 > base.count("true")
+    # Greeted, the adapter answers in its manner, and that is right.
+    place.get_by_role("checkbox").check()
+    place.locator(".lab-chips button").first.click()
+    wait(page, done)
+    assert answers.nth(2).get_attribute("data-right") == "true"
+    assert answers.nth(2).locator(".answer").text_content().startswith(
+        "Hello, my friend."
+    )
+    # A question of the reader's own, which the world cannot answer.
+    place.get_by_label("Your question").fill("<b>Why?</b>")
+    page.keyboard.press("Enter")
+    wait(page, done)
+    assert place.locator(".lab-asked b").count() == 0
+    assert answers.first.get_attribute("data-right") == "null"
+
+
+# --- 5. sit the exam --------------------------------------------------------
+
+
+def test_a_readers_own_model_sits_the_exam(
+    site, visit, small_runs, tmp_path
+):
+    page = visit(f"{site.as_uri()}/{FIRST['exam']}")
+    place = start(page, "exam")
+    folder = tmp_path / "mine"
+    export_hf(small_runs / "sft", folder)
+    names = ["config.json", "tokenizer.json", "model.safetensors"]
+    files = [str(folder / name) for name in names]
+    chooser = place.locator("input[type=file]").last
+    status = place.locator(".lab-total")
+    chooser.set_input_files(files[:2])
+    wait(page, SAID, "exam", "model.safetensors is not among")
+    chooser.set_input_files(files)
+    place.locator("table").wait_for(timeout=120_000)
+    said = status.text_content()
+    assert said.startswith("Your model reads 40 new stories")
+    loss, floor = (
+        float(number) for number in re.findall(r"(\d+\.\d{3}) ?(?:nats|,)",
+                                               said)[:2]
+    )  # fmt: skip
+    assert loss > 3 * floor > 0.3
+    marks = place.locator("tbody td:nth-child(2)").all_text_contents()
+    asked = sum(int(mark.split(" / ")[1]) for mark in marks)
+    assert asked == 120
+    # A model that does not fit says what does not.
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] += 8
+    (folder / "config.json").write_text(json.dumps(config))
+    chooser.set_input_files(files)
+    wait(page, SAID, "exam", "cannot sit the exam")
+    assert "has the shape" in status.text_content()
+    assert page.asked[-1].startswith(("file:", "blob:"))
+
+
+def test_the_books_model_knows_its_kinds(site, visit):
+    page = visit(f"{site.as_uri()}/{FIRST['exam']}")
+    place = start(page, "exam")
+    place.get_by_role("button", name="Examine the book").click()
+    place.locator("table").wait_for(timeout=180_000)
+    rows = dict(
+        zip(
+            place.locator("tbody th").all_text_contents(),
+            place.locator("tbody td:nth-child(2)").all_text_contents(),
+            strict=True,
+        )
+    )
+    right, asked = map(int, rows["where"].split(" / "))
+    assert right >= 0.8 * asked > 0
+
+
+# --- 6. choose the mask -----------------------------------------------------
+
+
+def test_a_mask_is_compared_with_the_right_one(server, visit):
+    page = visit(f"{server}/{FIRST['mask']}")
+    place = start(page, "mask")
+    said = place.locator(".lab-total")
+    compare = place.get_by_role("button", name="Compare")
+    compare.click()
+    assert "Nothing is chosen" in said.text_content()
+    tokens = place.locator("[role=option]")
+    texts = tokens.all_text_contents()
+    first = len(texts) - 1 - texts[::-1].index("assistant") + 2
+    last = len(texts) - 2
+    assert texts[last] == "<|im_end|>"
+    for number in range(first, last):
+        tokens.nth(number).click()
+    compare.click()
+    assert "The token that ends the turn is missing" in said.text_content()
+    assert tokens.nth(last).get_attribute("data-verdict") == "missed"
+    # The rest by keys.
+    tokens.nth(last).focus()
+    page.keyboard.press("Space")
+    compare.focus()
+    page.keyboard.press("Enter")
+    assert "This is the right mask" in said.text_content()
+    for number, word in ((3, "before the assistant"), (first - 2, "open")):
+        tokens.nth(number).click()
+        compare.click()
+        assert word in said.text_content()
+        tokens.nth(number).click()

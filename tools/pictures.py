@@ -1,0 +1,124 @@
+"""Take the pictures that show what runs in the pages.
+
+    python tools/pictures.py        # after `make book`; needs Chromium
+
+For readers without scripts, each widget has a picture of itself in use, in
+`book/_static/lab`, and the README has a short film of the model as it writes,
+`book/_static/writing.webp`. (The two that write stories need none: the build
+puts a story there.)
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "_build" / "html" / "book"
+STATIC = ROOT / "book" / "_static"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDE = {"width": 1280, "height": 900}
+FRAMES, PAUSE = 46, 150  # milliseconds between two
+FILM_WIDTH = 720
+ANSWERED = """() => [...document.querySelectorAll(".lab-answer .verdict")]
+    .every(one => one.textContent !== "")"""
+
+
+def start(page: Page, name: str, kind: str) -> Any:
+    """Open a page and begin one of its widgets."""
+    page.goto((SITE / f"{name}.html").as_uri())
+    place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
+    place.locator(".lab-start").click()
+    place.locator(".lab-source").wait_for()
+    # What floats above the page is not a part of the widget.
+    page.add_style_tag(content="#pst-back-to-top {display: none !important}")
+    return place
+
+
+def keep(place: Any, kind: str) -> None:
+    """Write a picture of a widget as it is."""
+    picture = Image.open(io.BytesIO(place.screenshot()))
+    out = STATIC / "lab" / f"shown-{kind}.webp"
+    picture.convert("RGB").save(out, quality=80, method=4)
+    print(out.relative_to(ROOT), picture.size, out.stat().st_size)
+
+
+def look(page: Page) -> None:
+    """A head's arcs, with another head switched off."""
+    place = start(page, "03_transformer", "look")
+    page.wait_for_selector(".lab-patch .lab-bar")
+    place.get_by_label("head 2 of layer 1 is on").uncheck()
+    page.wait_for_timeout(1000)
+    place.locator(".lab-story.arcs [role=option]").nth(40).click()
+    keep(place, "look")
+
+
+def talk(page: Page) -> None:
+    """A question, and the answers of three models."""
+    place = start(page, "01_journey", "talk")
+    place.locator(".lab-chips button").nth(2).click()
+    page.wait_for_function(ANSWERED)
+    keep(place, "talk")
+
+
+def exam(page: Page) -> None:
+    """The marks of the book's model."""
+    place = start(page, "08_export", "exam")
+    place.get_by_role("button", name="Examine the book").click()
+    place.locator("table").wait_for(timeout=120_000)
+    keep(place, "exam")
+
+
+def mask(page: Page) -> None:
+    """A choice that lacks some tokens and has others too many."""
+    place = start(page, "07_sft", "mask")
+    for n in (0, 3, -5, -4):
+        place.locator("[role=option]").nth(n).click()
+    place.get_by_role("button", name="Compare").click()
+    keep(place, "mask")
+
+
+def film(page: Page) -> None:
+    """The model as it writes, from its first word on."""
+    place = start(page, "index", "write")
+    box = place.bounding_box()
+    frames = []
+    for _ in range(FRAMES):
+        high = min(box["height"], 560)
+        shot = page.screenshot(clip={**box, "height": high})
+        frame = Image.open(io.BytesIO(shot)).convert("RGB")
+        high = round(FILM_WIDTH * frame.height / frame.width)
+        frames.append(frame.resize((FILM_WIDTH, high), Image.LANCZOS))
+        page.wait_for_timeout(PAUSE)
+    out = STATIC / "writing.webp"
+    frames[0].save(
+        out, save_all=True, append_images=frames[1:], loop=0, quality=60,
+        duration=[PAUSE] * (FRAMES - 1) + [3000], method=4,
+    )  # fmt: skip
+    print(out.relative_to(ROOT), frames[0].size, out.stat().st_size)
+
+
+def main() -> None:
+    """Take all pictures."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None or not SITE.exists():
+        sys.exit("this needs the built book (make book) and Chromium")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=browser, args=["--no-sandbox"]
+        )
+        for take in (look, talk, exam, mask, film):
+            page = chromium.new_page(viewport=WIDE, color_scheme="light")
+            take(page)
+            page.close()
+        chromium.close()
+
+
+if __name__ == "__main__":
+    main()
