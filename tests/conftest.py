@@ -117,11 +117,9 @@ def browser():
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
-# The widget player and the mathematics are drawn when this holds.
+# The controls work and the mathematics is drawn when this holds.
 SETTLED = """() => document.readyState === "complete" &&
-    [...document.querySelectorAll(
-        'script[type="application/vnd.jupyter.widget-view+json"]')].every(
-        script => script.parentElement.querySelector(".jupyter-widgets")) &&
+    !document.querySelector(".mm-frames:not(.live)") &&
     (!document.querySelector(".math") ||
         document.querySelector("mjx-container")) &&
     [...document.images].every(image => image.complete)"""

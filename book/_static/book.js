@@ -1,38 +1,5 @@
 // The little that the pages ask of a script beyond their theme.
 
-// The widget bundle speaks to MathJax 2 and a page has MathJax 3, or none.
-// This listener is there before the bundle's own.
-window.addEventListener("load", () => {
-  if (!window.MathJax) return;
-  window.MathJax.Hub = {
-    Queue: ([, , element]) => window.MathJax.typesetPromise?.([element]),
-  };
-});
-
-// Names for those who hear a page instead of seeing it.
-const PLAYER = ["play or pause", "stop", "repeat"];
-
-function name(root) {
-  for (const handle of root.querySelectorAll(".noUi-handle")) {
-    const box = handle.closest(".jupyter-widgets");
-    const label = box?.querySelector(".widget-label")?.textContent.trim();
-    if (!handle.hasAttribute("aria-label")) {
-      handle.setAttribute("aria-label", label || "position");
-    }
-    // What the slider says, not the number of its step.
-    const says = box?.querySelector(".widget-readout")?.textContent.trim();
-    if (says) handle.setAttribute("aria-valuetext", says);
-  }
-  for (const player of root.querySelectorAll(".widget-play")) {
-    player.querySelectorAll("button").forEach((button, index) => {
-      button.title ||= PLAYER[index] ?? "play";
-    });
-  }
-  for (const choice of root.querySelectorAll(".jupyter-widgets select")) {
-    choice.ariaLabel ||= "choice";
-  }
-}
-
 document.addEventListener("DOMContentLoaded", () => {
   // The button says "Search" and its keys; its label would hide the keys.
   for (const button of document.querySelectorAll(".search-button-field")) {
@@ -43,17 +10,6 @@ document.addEventListener("DOMContentLoaded", () => {
     const above = fold.closest("li")?.querySelector("a");
     fold.ariaLabel = `pages below: ${above?.textContent.trim()}`;
   }
-  const pages = document.querySelector("article");
-  if (!pages?.querySelector("script[type*='widget-view']")) return;
-  // Arrow keys move a slider that has the focus, and do not turn the page.
-  pages.addEventListener("keydown", (event) => {
-    const inside = event.target.closest(".jupyter-widgets");
-    if (inside && event.key.startsWith("Arrow")) event.stopPropagation();
-  });
-  new MutationObserver(() => name(pages)).observe(pages, {
-    childList: true,
-    subtree: true,
-  });
 });
 
 // What a term means and what a citation names, beside the word. It comes when

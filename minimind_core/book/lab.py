@@ -366,7 +366,7 @@ def regret_levels(regrets: Sequence[float]) -> list[str]:
     list of str
         ``0`` to ``3``, or ``out`` from the first that cannot be.
     """
-    levels = []
+    levels: list[str] = []
     for regret in regrets:
         if (levels and levels[-1] == "out") or regret == -math.inf:
             levels.append("out")

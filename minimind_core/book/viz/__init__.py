@@ -25,7 +25,6 @@ from minimind_core.book.viz.figures import (
     PAPER,
     PURPLE,
     RED,
-    SHARP,
     WIDTH,
     as_html,
     new_figure,
@@ -43,6 +42,7 @@ from minimind_core.book.viz.figures import (
 from minimind_core.book.viz.moving import chat_box, frames_slider, picker
 from minimind_core.book.viz.predict import predict
 from minimind_core.book.viz.shares import plot_shares
+from minimind_core.book.viz.svg import PALE_TO_BLUE, inline_svg
 from minimind_core.book.viz.text import (
     glue,
     show_files,
@@ -63,10 +63,10 @@ __all__ = [
     "INK",
     "MARKERS",
     "ORANGE",
+    "PALE_TO_BLUE",
     "PAPER",
     "PURPLE",
     "RED",
-    "SHARP",
     "WIDTH",
     "as_html",
     "bit_field",
@@ -74,6 +74,7 @@ __all__ = [
     "exhibit_cards",
     "frames_slider",
     "glue",
+    "inline_svg",
     "new_figure",
     "picker",
     "picture",

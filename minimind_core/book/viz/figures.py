@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +9,19 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from minimind_core.book.floats import FORMATS, FloatFormat
+from minimind_core.book.viz.svg import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PALE_TO_BLUE,
+    PAPER,
+    PURPLE,
+    RED,
+    inline_svg,
+    register_colormap,
+)
 from minimind_core.run import Record, column
 
 if TYPE_CHECKING:
@@ -21,15 +31,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; each
 # curve also has its own line style.
-BLUE, ORANGE, GREEN, RED, PURPLE = (
-    "#0072b2", "#b35900", "#00795a", "#b3261e", "#8a4a78",
-)  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v")
-INK, PAPER, FAINT = "#22272e", "#fbfaf7", "#d9d6cf"
 WIDTH = 6.4  # inches at 100 pixels each; on a phone half of it is left
-SHARP = 1.5  # pixels of a picture for one of the page
 SMALL = 10.5  # the smallest letters, in points: on a phone they are half that
 
 
@@ -38,9 +43,10 @@ def style() -> Iterator[None]:
     """The book's plot style, legible on light and dark pages."""
     import matplotlib.pyplot as plt
 
+    register_colormap()
     settings: dict[Any, Any] = {
-        "figure.facecolor": PAPER, "axes.facecolor": PAPER,
-        "savefig.facecolor": PAPER, "axes.edgecolor": INK,
+        "figure.facecolor": PAPER, "axes.facecolor": "none",
+        "axes.edgecolor": INK,
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
         "ytick.color": INK, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True,
@@ -79,41 +85,36 @@ def new_figure(
 
 
 def picture(figure: Figure, alt: str) -> str:
-    """Convert a figure to an ``<img>`` with alternative text and size.
+    """Convert a figure to HTML with alternative text, and close it.
 
-    The picture keeps its 128 most frequent colours exactly, so that a line
-    has the colour it was given; the shades at the edges of letters become
-    the nearest of them. It is stored as lossless WebP, which is smaller than
-    PNG. The figure is closed.
+    Parameters
+    ----------
+    figure : Figure
+    alt : str
+        What the picture shows, in at least three words.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` in the colours of the page, see `inline_svg`.
+
+    Raises
+    ------
+    ValueError
+        If the text says nothing.
     """
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     if len(alt.split()) < 3:
         raise ValueError(f"say what the picture shows, not just {alt!r}")
-    raw = io.BytesIO()
     with style():
-        figure.savefig(raw, dpi=100 * SHARP)
+        for axes in figure.axes:
+            axes.patch.set_facecolor("none")
+            if legend := axes.get_legend():
+                legend.set_frame_on(False)
+        text = inline_svg(figure, alt)
     plt.close(figure)
-    image = Image.open(raw).convert("RGB")
-    counted: Any = image.getcolors(image.width * image.height)
-    kept = [colour for _, colour in sorted(counted, reverse=True)[:128]]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([
-        part for at in range(256) for part in kept[min(at, len(kept) - 1)]
-    ])
-    small = image.quantize(palette=palette, dither=Image.Dither.NONE)
-    out = io.BytesIO()
-    small.convert("RGB").save(
-        out, "WEBP", lossless=True, quality=100, method=4
-    )
-    data = base64.b64encode(out.getvalue()).decode()
-    wide, high = (round(side / SHARP) for side in image.size)
-    return (
-        f'<img alt="{html.escape(alt, quote=True)}" width="{wide}" '
-        f'height="{high}" style="max-width:100%;height:auto;'
-        f'border-radius:6px" src="data:image/webp;base64,{data}">'
-    )
+    return text
 
 
 def show(figure: Figure, alt: str) -> HTML:
@@ -226,8 +227,9 @@ def plot_attention(
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, 0.22 * len(chosen) + 1.6))
     image = axes.imshow(
-        weights[chosen, :seen], cmap="Blues", vmin=0, vmax=1, aspect="auto"
-    )
+        weights[chosen, :seen], cmap=PALE_TO_BLUE, vmin=0, vmax=1,
+        aspect="auto",
+    )  # fmt: skip
     axes.grid(False)
     most = [max(float(weights[row, i]) for row in chosen)
             for i in range(seen)]  # fmt: skip
@@ -430,7 +432,7 @@ def plot_map(
     high = height or min(0.28 * len(matrix) + 1.4, 6.0)
     figure, axes = new_figure(height=high)
     low, top = limits or (None, None)
-    image = axes.imshow(matrix, cmap="Blues", vmin=low, vmax=top,
+    image = axes.imshow(matrix, cmap=PALE_TO_BLUE, vmin=low, vmax=top,
                         aspect="auto")  # fmt: skip
     axes.grid(False)
     size = SMALL if max(map(len, (rows or "", columns or ""))) < 13 else 9
@@ -443,24 +445,17 @@ def plot_map(
     if rows is not None:
         axes.set_yticks(range(len(rows)), rows, fontsize=size)
     if numbers:
-        for (row, column_), share in _shares(matrix, image):
-            value = float(matrix[row][column_])
-            text = f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
-            axes.text(column_, row, text, ha="center", va="center",
-                      fontsize=size, color=PAPER if share > 0.55 else INK)
+        for row, values in enumerate(matrix):
+            for place, value in enumerate(map(float, values)):
+                whole = value.is_integer()
+                axes.text(
+                    place, row, f"{value:.0f}" if whole else f"{value:.2f}",
+                    ha="center", va="center", fontsize=size, color=INK,
+                )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if label:
         figure.colorbar(image, ax=axes, label=label, pad=0.01)
     return figure
-
-
-def _shares(
-    matrix: Any, image: Any
-) -> Iterator[tuple[tuple[int, int], float]]:
-    """Scale the values of a map from lightest (0) to darkest (1)."""
-    for row, values in enumerate(matrix):
-        for place, value in enumerate(values):
-            yield (row, place), float(image.norm(float(value)))
 
 
 def plot_formats() -> Figure:
