@@ -174,3 +174,50 @@ def test_who_asks_for_a_tokenizer_does_not_wait_for_the_training(
     folder = get_stage("tokenizer", progress=False).parent
     with stages.locked(folder.parent, f"{folder.name}-pretrain"):
         assert get_stage("tokenizer", progress=False).exists()
+
+
+def test_snapshots_are_the_weights_of_their_steps(small_runs, tmp_path,
+                                                  monkeypatch):  # fmt: skip
+    from safetensors.torch import load_file
+
+    from minimind_core import pretrain
+
+    monkeypatch.setattr(stages, "SNAPSHOTS", (2, 4))
+    run = pretrain(
+        tmp_path / "run", tokenizer=small_runs / "tokenizer", steps=4,
+        batch_size=4, device="cpu", progress=False,
+        callbacks=[stages.Snapshots(tmp_path / "steps")],
+    )  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == [
+        "2.safetensors", "4.safetensors",
+    ]  # fmt: skip
+    early, late = (
+        load_file(tmp_path / "steps" / f"{step}.safetensors")
+        for step in (2, 4)
+    )
+    final = load_file(run.path / "model.safetensors")
+    assert late.keys() == final.keys()
+    assert all(late[name].equal(final[name]) for name in final)
+    assert any(not early[name].equal(final[name]) for name in final)
+
+
+def test_snapshots_that_an_older_cache_lacks_are_trained_again(
+    small_runs, tmp_path, monkeypatch
+):
+    stage = tmp_path / "stages" / "key" / "pretrain"
+    trained = []
+
+    def again(out, *, tokenizer, callbacks, progress):
+        trained.append(tokenizer)
+        (keep,) = callbacks
+        keep.folder.mkdir(parents=True, exist_ok=True)
+        for step in stages.SNAPSHOTS:
+            (keep.folder / f"{step}.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(stages, "get_stage", lambda name, **_: stage)
+    monkeypatch.setattr(stages, "pretrain", again)
+    for _ in range(2):
+        found = stages.get_snapshots(progress=False)
+        assert list(found) == list(stages.SNAPSHOTS)
+        assert all(file.exists() for file in found.values())
+    assert trained == [stage.parent / "tokenizer"]

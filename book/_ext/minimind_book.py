@@ -173,10 +173,19 @@ def with_sizes(body: str, app: Sphinx) -> str:
     def add(match: re.Match[str]) -> str:
         tag = body[match.start() : body.index(">", match.start())]
         path = Path(app.srcdir) / files.get(match["name"], "")
-        if " height=" in tag or path.suffix not in {".png", ".jpg", ".webp"}:
+        known = {".png", ".jpg", ".webp", ".svg"}
+        if " height=" in tag or path.suffix not in known:
             return match[0]
-        with Image.open(path) as picture:
-            wide, high = picture.size
+        if path.suffix == ".svg":
+            said = re.search(
+                r'width="(\d+)" height="(\d+)"', path.read_text("utf8")
+            )
+            if said is None:
+                return match[0]
+            wide, high = said.groups()
+        else:
+            with Image.open(path) as picture:
+                wide, high = map(str, picture.size)
         return f'<img width="{wide}" height="{high}" {match["rest"]}'
 
     return IMAGE.sub(add, body)

@@ -108,10 +108,13 @@ def picture(figure: Figure, alt: str) -> str:
     if len(alt.split()) < 3:
         raise ValueError(f"say what the picture shows, not just {alt!r}")
     with style():
+        legends = [*figure.legends]
         for axes in figure.axes:
             axes.patch.set_facecolor("none")
             if legend := axes.get_legend():
-                legend.set_frame_on(False)
+                legends.append(legend)
+        for legend in legends:
+            legend.set_frame_on(False)
         text = inline_svg(figure, alt)
     plt.close(figure)
     return text
