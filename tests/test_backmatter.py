@@ -132,7 +132,9 @@ def test_every_week_of_the_course_has_all_it_needs():
 
 def test_the_front_page_lists_the_chapters_in_their_order():
     front = TEXT["book/index"].split("## The chapters")[1]
-    listed = re.findall(r"^\[(\d+\. .+)\]\((\w+)\.ipynb\)$", front, re.M)
+    listed = re.findall(
+        r"^`+\{grid-item-card\} (\d+\. .+)\n:link: (\w+)$", front, re.M
+    )
     there = [
         (entry["title"], Path(entry["file"]).name)
         for entry in toc_entries()

@@ -20,7 +20,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml")
+FILES = (
+    "CITATION.cff", "CONTRIBUTING.md", "README.md", "book/index.md",
+    "pyproject.toml",
+)  # fmt: skip
 UNSET = "OWNER"
 
 URL = re.compile(r"https://github\.com/([\w-]+)/([\w.-]+?)(?:\.git)?/?")
