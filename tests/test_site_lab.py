@@ -18,11 +18,12 @@ from minimind_core.microworld import NotInLanguage, read_story
 from minimind_core.model import MiniMind
 
 PLACE = re.compile(r'<div class=\\?"mm-lab\\?" data-lab=\\?"(\w+)')
+CODE = re.compile(r"^```html.*?^```", re.DOTALL | re.MULTILINE)
 PLACES = [
     (f"book/{path.stem}.html", kind)
     for path in sorted((ROOT / "book").glob("*.*"))
     if path.suffix in {".md", ".ipynb"}
-    for kind in PLACE.findall(path.read_text("utf8"))
+    for kind in PLACE.findall(CODE.sub("", path.read_text("utf8")))
 ]
 KINDS = {"write", "learn", "look", "talk", "exam", "mask"}
 FIRST = dict(reversed([(kind, name) for name, kind in PLACES]))
