@@ -113,7 +113,7 @@ export async function mask(box) {
     }
     if (extra.some((n) => n > last)) {
       lines.push("\u2717 What follows the end token is trained on, but " +
-        "nobody reads on after the end.");
+        "the program stops at the end token.");
     }
     lines.push("Marks: \u2713 right, + should be chosen, \u2212 should not.");
     said.replaceChildren(...lines.map((line) => h("p", {}, line)));
