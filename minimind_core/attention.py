@@ -358,6 +358,82 @@ def _attend_documents(
     return out.unflatten(0, (q.size(0), q.size(2))).transpose(1, 2)
 
 
+# --- in models of transformers ---------------------------------------------
+
+IMPLEMENTATION = "minimind_core"
+"""The name of `attend` among the attention functions of transformers."""
+
+
+def register_attention() -> str:
+    """Register `attend` with transformers, and return its name there.
+
+    ``model.set_attn_implementation(register_attention())`` makes a model of
+    transformers use it.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(IMPLEMENTATION, _attend_in_transformers)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    return IMPLEMENTATION
+
+
+def _attend_in_transformers(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`attend`, as transformers calls an attention function."""
+    usual = scaling is None or math.isclose(scaling, query.size(3) ** -0.5)
+    if dropout or not usual:
+        from transformers.integrations.sdpa_attention import (
+            sdpa_attention_forward,
+        )
+
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling,
+            **options,
+        )  # fmt: skip
+        return out, None
+    if attention_mask is not None:
+        # Padding may attend to nothing there, which a softmax makes NaN.
+        nothing = ~attention_mask.any(-1, keepdim=True)
+        attention_mask = attention_mask | nothing
+    out = attend(query, key, value, attention_mask)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def fit_attention(model: Any) -> bool:
+    """Give a model of transformers the attention that suits its device.
+
+    Transformers asks SDPA for grouped heads whenever there is no mask. On a
+    T4, or in float32 on any GPU, no fused kernel takes them, see
+    `choose_kernel`. On a CPU its own attention is kept.
+
+    Parameters
+    ----------
+    model
+        On its device. Models that are not of transformers or peft are left
+        as they are.
+
+    Returns
+    -------
+    bool
+        Whether the model now uses `attend`.
+    """
+    if not hasattr(model, "set_attn_implementation"):
+        return False
+    if next(model.parameters()).device.type not in ("cuda", "mps"):
+        return False
+    model.set_attn_implementation(register_attention())
+    return True
+
+
 # --- masks -----------------------------------------------------------------
 
 
@@ -409,7 +485,10 @@ def build_mask(
     rows, columns = _places(past, x.size(1), x.device)
     mask = (columns <= rows)[None, None]
     if document_ids is not None:
-        ids = document_ids.to(x.device)
+        # Without waiting for the GPU, which needs no pinned memory here.
+        ids = document_ids.to(
+            x.device, non_blocking=x.device.type == "cuda"
+        )
         mask = mask & (ids[:, None, :, None] == ids[:, None, None, :])
     if attention_mask is not None:
         mask = mask & attention_mask.bool()[:, None, None, :]

@@ -54,9 +54,12 @@ NOTHING_SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 # nobody to notice.
 TOKENS = 1024
 # A larger model is measured with fewer of its layers, which are all alike,
-# and with a part of its vocabulary.
-PARAMETERS = 50_000_000
-VOCABULARY = 32_768
+# with a part of its vocabulary and on fewer tokens: as many as need about
+# this many operations, with 6 for each parameter and token.
+PARAMETERS = 15_000_000
+VOCABULARY = 8_192
+OPERATIONS = 2e10
+FEWEST_TOKENS = 128
 # Rounds of one step in each format, and the time after which no other round
 # begins.
 ROUNDS = 5
@@ -86,9 +89,9 @@ def measure_step(
         as a `Qwen3ForCausalLM` or a peft model of one.
     batch_size : int
         Rows of a forward pass. As many of them are used as make about 1,000
-        tokens, but at least one.
+        tokens, or fewer for a large model, but at least one.
     seq_len : int
-        Tokens of a row.
+        Tokens of a row, which is shortened if one is already too much.
     optimizer : {"adamw", "muon"}
         Which optimizer takes the step.
 
@@ -103,11 +106,11 @@ def measure_step(
 
     Notes
     -----
-    A model of more than 50 million parameters is measured with as many of
-    its layers as stay below this number, and with 32,768 entries of its
-    vocabulary at most, so that the measurement never needs as much memory as
-    the training. All parameters are trained in the measured step, also if
-    those of `model` are frozen.
+    A model of more than 15 million parameters is measured with as many of
+    its layers as stay below this number, at least one, and with 8,192
+    entries of its vocabulary at most, so that the measurement takes seconds
+    and never needs as much memory as the training. All parameters are
+    trained in the measured step, also if those of `model` are frozen.
     """
     shape = shape_of(model)
     if shape is None:
@@ -117,7 +120,7 @@ def measure_step(
             "to time a step; name a dtype instead"
         )
     shape = _capped(shape, seq_len)
-    rows = _rows(batch_size, seq_len)
+    rows, seq_len = _batch(shape, batch_size, seq_len)
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),  # gradients on, whatever the caller has
@@ -218,7 +221,7 @@ def step_timings(
         "torch": torch.__version__,
         "minimind_core": __version__,
         "model": shape.to_dict(),
-        "batch": [_rows(batch_size, seq_len), seq_len],
+        "batch": _batch(shape, batch_size, seq_len),
         "optimizer": optimizer,
     }
     kept = recall("step_timings", key)
@@ -277,8 +280,14 @@ def _capped(shape: ModelConfig, seq_len: int) -> ModelConfig:
     return shape
 
 
-def _rows(batch_size: int, seq_len: int) -> int:
-    return max(1, min(batch_size, TOKENS // seq_len))
+def _batch(
+    shape: ModelConfig, batch_size: int, seq_len: int
+) -> tuple[int, int]:
+    """The rows of a measured step, and the tokens of each."""
+    most = int(OPERATIONS / (6 * shape.num_parameters()))
+    most = min(max(most, FEWEST_TOKENS), TOKENS)
+    seq_len = min(seq_len, most)
+    return max(1, min(batch_size, most // seq_len)), seq_len
 
 
 def _training_step(

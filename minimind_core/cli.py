@@ -72,7 +72,14 @@ def tokenizer(options: Namespace) -> None:
     from minimind_core.data import tokenizer_texts
     from minimind_core.tokenizer import train_tokenizer
 
-    size = options.vocab_size or get_preset(options.preset).vocab_size
+    if options.vocab_size and options.preset:
+        raise ConfigError(
+            "--vocab-size takes the place of the preset's size; give only "
+            "one of the two"
+        )
+    size = options.vocab_size or get_preset(
+        options.preset or "tiny"
+    ).vocab_size
     texts = tokenizer_texts(options.data, options.chat)
     found = train_tokenizer(texts, size, out=options.out)
     say(
@@ -320,7 +327,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocab-size", type=_count, metavar="N",
         help="maximum number of tokens (the preset's)",
     )  # fmt: skip
-    _preset(sub, "tiny")
+    _preset(sub, None, "tiny")
     _out(sub)
 
     sub = command("pretrain", pretrain, "--steps 300 --out runs/base")
@@ -381,16 +388,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
                      help="0: always the likeliest token")  # fmt: skip
-    sub.add_argument("--top-k", type=int, default=0, metavar="N",
-                     help="draw from the N likeliest; 0: all")  # fmt: skip
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="X",
-                     help="draw from the likeliest up to X")  # fmt: skip
-    sub.add_argument("--min-p", type=float, default=0.0, metavar="X",
+    sub.add_argument("--top-k", type=int, metavar="N",
+                     help="draw from the N likeliest (all)")  # fmt: skip
+    sub.add_argument("--top-p", type=float, metavar="X",
+                     help="draw from the likeliest up to X (1)")  # fmt: skip
+    sub.add_argument("--min-p", type=float, metavar="X",
                      help="drop what is less likely than X times the "
-                     "likeliest")  # fmt: skip
+                     "likeliest (0)")  # fmt: skip
     sub.add_argument("--max-new-tokens", type=_count, default=256,
                      metavar="N")  # fmt: skip
-    _seed(sub)
+    _seed(sub, None)
     _device(sub, dtype=False)
 
     sub = command("eval", evaluate, "runs/chat --json")
@@ -415,7 +422,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--json", action="store_true",
                      help="one JSON object as the last line")  # fmt: skip
-    _seed(sub)
+    _seed(sub, None)
     _device(sub, dtype=False)
 
     sub = command("import", import_, "full_sft_768.pth --tokenizer "
@@ -526,9 +533,12 @@ def _device(
                             help=", ".join(DTYPES))  # fmt: skip
 
 
-def _seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=_seed_number, default=0, metavar="N",
-                        help="seed of all random choices (0)")  # fmt: skip
+def _seed(parser: Parser, default: int | None = 0) -> None:
+    # None tells a seed that was not given from one that is 0.
+    parser.add_argument(
+        "--seed", type=_seed_number, default=default, metavar="N",
+        help="seed of all random choices (0)",
+    )  # fmt: skip
 
 
 def _resume(parser: Parser) -> None:

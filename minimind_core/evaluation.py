@@ -669,7 +669,7 @@ def evaluate(
     samples: int | None = None,
     questions: int | None = None,
     seq_len: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Evaluate a model on data it was not trained on.
@@ -691,15 +691,16 @@ def evaluate(
         Only for the microworld: number of texts to sample, 200 by default.
     questions : int, optional
         For the microworld and a fine-tuned model: number of questions of
-        each kind. For files: number of conversations whose last answer is
-        generated and compared. 100 by default.
+        each kind. For files of conversations: number of those whose last
+        answer is generated and compared. 100 by default.
     seq_len : int, optional
         Only for files: longest row, in tokens. If not given, the same as in
         training, or 2048 if that is unknown, but never more than the model
         has positions.
-    seed : int
-        Seed of the samples, and of the training run, which determines the
-        held-out data.
+    seed : int, optional
+        Only for the microworld: seed of the samples and the questions, and
+        of the training run, which determines the held-out data. 0 by
+        default.
     device : str
         See `precision.detect_device`; a `Run` stays where it is.
 
@@ -747,8 +748,22 @@ def evaluate(
                 "samples are judged by the microworld's rules; omit this "
                 f"option for {spec}"
             )
+        if seed is not None:
+            raise ConfigError(
+                "seed is for the microworld; which records of files are "
+                "measured does not depend on it, and nothing is sampled"
+            )
         records, kind, part = _choose(spec, metadata, every_record)
+        if questions is not None and kind == "text":
+            raise ConfigError(
+                f"questions are for conversations; {spec} has documents"
+            )
     else:
+        if questions is not None and metadata.get("stage") == "pretrain":
+            raise ConfigError(
+                "questions are for a fine-tuned model; this one has only "
+                "been pretrained, and was never asked one"
+            )
         for option, given in (
             ("every_record (--all)", every_record or None),
             ("seq_len", seq_len),
@@ -764,7 +779,7 @@ def evaluate(
         model, tokenizer = load_model(run, device)
     if spec.language is not None:
         found = _evaluate_world(
-            model, tokenizer, spec, seed,
+            model, tokenizer, spec, seed or 0,
             skill=metadata.get("stage") in ("lora", "merged"),
             documents=documents or DOCUMENTS, samples=samples or SAMPLES,
             questions=0 if metadata.get("stage") == "pretrain"

@@ -24,8 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from minimind_core.attention import fit_attention
 from minimind_core.checkpoint import (
     CHECKPOINTS,
+    RUN_FILE,
+    check_format,
     load_weights,
     read_weights,
 )
@@ -49,17 +52,32 @@ def load_config(folder: str | Path) -> ModelConfig:
     Raises
     ------
     CheckpointError
-        If the folder holds no model that can be read. The message says what
-        it holds instead and what to do about it.
+        If the folder holds no model that can be read, or was written by
+        another version of the package. The message says what it holds
+        instead and what to do about it.
     """
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: {_why_no_model(folder)}")
+    require_known_format(folder)
     try:
         return ModelConfig.from_hf(read_json(path), str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def require_known_format(folder: Path) -> None:
+    """Raise an error if another version of the package wrote a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder's ``minimind.json`` has another format.
+    """
+    path = folder / RUN_FILE
+    if path.is_file():
+        check_format(read_json(path), path)
 
 
 def _why_no_model(folder: Path) -> str:
@@ -224,7 +242,9 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
     finally:
         if shown:
             logging.enable_progress_bar()
-    return model.to(device)
+    model = model.to(device)
+    fit_attention(model)
+    return model
 
 
 def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
@@ -279,6 +299,7 @@ def load_adapter(
         If the adapter or its base is missing or damaged.
     """
     adapter = Path(adapter)
+    require_known_format(adapter)
     folder = adapter_base(adapter, base)
     with import_peft() as peft:
         try:
@@ -297,7 +318,9 @@ def load_adapter(
     # Adapters from other tools may come without a tokenizer.
     own = (adapter / "tokenizer.json").exists()
     tokenizer = load_tokenizer(adapter if own else folder)
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    fit_attention(model)
+    return model, tokenizer
 
 
 def load_merged(

@@ -20,6 +20,7 @@ overrides them, and keyword arguments override both: every field of
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -208,6 +209,46 @@ def _refuse_without_effect(stage: str, config: TrainConfig) -> None:
             raise ConfigError(
                 f"{name}={getattr(config, name)} would have no effect: "
                 f"{reason}"
+            )
+
+
+#: Settings of Muon, which AdamW has no use for.
+OF_MUON = ("muon_lr_ratio", "momentum")
+#: Settings that the caller's own optimizer or schedule takes the place of.
+REPLACED_BY = {
+    "optimizer": ("lr", *OF_MUON, "beta1", "beta2", "weight_decay"),
+    "schedule": ("warmup_ratio",),
+}
+
+
+def _refuse_unused(
+    plan: TrainConfig,
+    own: Mapping[str, Any],
+    *layers: TrainConfig | Mapping[str, Any] | None,
+) -> None:
+    """Raise an error for a setting that was given and is not used.
+
+    A layer with all settings, such as a recorded run's, says nothing about
+    which of them were chosen, so it is not examined.
+    """
+    fields = len(dataclasses.fields(TrainConfig))
+    given = {
+        name
+        for layer in layers
+        if isinstance(layer, Mapping) and len(layer) < fields
+        for name in layer
+    }
+    for code in own:
+        if unused := sorted(given.intersection(REPLACED_BY[code])):
+            raise ConfigError(
+                f"{', '.join(unused)} would have no effect, because your "
+                f"own {code} decides; set it there"
+            )
+    if "optimizer" not in own and plan.optimizer == "adamw":
+        if unused := sorted(given.intersection(OF_MUON)):
+            raise ConfigError(
+                f"{', '.join(unused)} would have no effect, because only "
+                "Muon has this setting and the optimizer is adamw"
             )
 
 
@@ -466,6 +507,7 @@ def pretrain(
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
     _refuse_without_effect("pretrain", plan)
+    _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
@@ -612,6 +654,7 @@ def sft(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("sft", plan)
+    _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:
@@ -783,6 +826,7 @@ def train_lora(
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
     _refuse_without_effect("lora", plan)
+    _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
     if folder.finished:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from minimind_core.chat import encode_prompt, stop_token_ids
-from minimind_core.errors import DataError
+from minimind_core.errors import ConfigError, DataError
 from minimind_core.evaluation import answer_prompts
 from minimind_core.generate import (
     generate_tokens,
@@ -161,10 +161,10 @@ def chat_loop(
     prompt: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
     device: str = "auto",
     lines: TextIO | None = None,
     out: TextIO | None = None,
@@ -177,8 +177,11 @@ def chat_loop(
         A run, a Hugging Face folder or a LoRA adapter.
     prompt : str, optional
         Answer only this prompt, instead of reading input.
-    max_new_tokens, temperature, top_k, top_p, min_p, seed
+    max_new_tokens, temperature
         As in `stream_answer`.
+    top_k, top_p, min_p, seed : optional
+        As in `stream_answer`, for a temperature above 0. At 0 nothing is
+        drawn, and they are refused.
     device : str
         ``auto`` uses a GPU if there is one.
     lines, out : text streams, optional
@@ -191,8 +194,21 @@ def chat_loop(
 
     Raises
     ------
-    CheckpointError, DataError, PrecisionError
+    CheckpointError, ConfigError, DataError, PrecisionError
     """
+    drawing: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("top_k", top_k), ("top_p", top_p), ("min_p", min_p),
+            ("seed", seed),
+        )
+        if value is not None
+    }  # fmt: skip
+    if drawing and temperature == 0:
+        raise ConfigError(
+            f"{', '.join(drawing)}: no effect at temperature 0, where the "
+            "likeliest token is always taken; raise --temperature"
+        )
     facts = detect_device(device)
     where = facts.type if device == "auto" else device
     model, tokenizer = load_model(folder, where)
@@ -208,8 +224,7 @@ def chat_loop(
         pieces = []
         for piece in stream_answer(
             model, tokenizer, messages, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            seed=seed,
+            temperature=temperature, **drawing,
         ):  # fmt: skip
             pieces.append(piece)
             out.write(piece)

@@ -273,14 +273,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return a digest of the vocabulary and the merges.
+    """Return a digest of all that decides which ids a text is given.
 
     A tokenizer that is trained again on other texts gives most ids another
     meaning. A model would read those ids without an error and produce
-    nonsense, so runs keep this digest and compare it.
+    nonsense, so runs keep this digest and compare it. It includes the added
+    tokens and the chat template, but not truncation and padding, which are
+    settings of a call.
     """
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    text = json.dumps(model, sort_keys=True)
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {
+        name: value
+        for name, value in parts.items()
+        if name not in ("truncation", "padding")
+    }
+    text = json.dumps([parts, tokenizer.chat_template], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

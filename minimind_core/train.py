@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from minimind_core.attention import fit_attention
 from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
     LOG_FILE,
@@ -53,7 +54,7 @@ from minimind_core.errors import (
     ConfigError,
     TrainingError,
 )
-from minimind_core.files import writing
+from minimind_core.files import atomic_file, writing
 from minimind_core.optim import (
     build_optimizer,
     gradient_norm,
@@ -154,6 +155,17 @@ class Progress:
 # --- the loop --------------------------------------------------------------
 
 
+def _call_options(model: nn.Module) -> dict[str, Any]:
+    """Arguments that a model needs in training besides the batch.
+
+    A model of transformers tells the documents of a packed row apart by
+    their positions, which start over, but only without a cache. By default
+    it makes one, and then the documents would see each other.
+    """
+    config = getattr(model, "config", None)
+    return {"use_cache": False} if hasattr(config, "use_cache") else {}
+
+
 class Trainer:
     """Train a model on a stream of rows.
 
@@ -233,6 +245,8 @@ class Trainer:
             # Every process gets the same weights, but its own dropout.
             torch.manual_seed(config.seed + self.processes.rank)
         self.model = model.to(self.device)
+        fit_attention(self.model)
+        self._options = _call_options(model)
         self.stream = as_stream(stream)
         self.validate, self.sample = validate, sample
         self.out = Path(out) if out is not None else None
@@ -362,7 +376,9 @@ class Trainer:
             # Processes exchange gradients once a step, not once a pass.
             sync = number == len(micro_batches)
             with self._exchange(module, sync), self.precision.autocast():
-                out = module(**batch, num_items_in_batch=items)
+                out = module(
+                    **batch, num_items_in_batch=items, **self._options
+                )
             with self._exchange(module, sync):
                 # DDP averages over processes; the loss is a sum over them.
                 scaled = out.loss * self.processes.world
@@ -820,8 +836,6 @@ class Trainer:
         ]
         if self.processes.is_main:
             lines = [json.dumps(r, ensure_ascii=False) for r in self.history]
-            partial = path.with_name(f".{path.name}.partial")
-            with writing(path):
-                text = "".join(line + "\n" for line in lines)
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(path)
+            text = "".join(line + "\n" for line in lines)
+            with atomic_file(path) as partial:
+                partial.write_text(text, encoding="utf-8", newline="\n")

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from minimind_core.attention import (
     choose_kernel,
     compute_dtype,
     find_documents,
+    fit_attention,
     kernel_for,
+    register_attention,
 )
 from minimind_core.config import ModelConfig
 from minimind_core.model import IGNORE_INDEX, KVCache, MiniMind
@@ -455,6 +458,80 @@ def loss_and_gradients(model, batch):
     loss = model(**batch, num_items_in_batch=40).loss
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+# --- in models of transformers ---
+
+
+def hf_model(attention=None):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**SMALL.to_hf())).eval()
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    return model
+
+
+@pytest.mark.parametrize("path", ["sdpa", "expanded", "composed"])
+@pytest.mark.parametrize("case", ["causal", "padded", "packed"])
+def test_a_model_of_transformers_may_use_our_attention(
+    monkeypatch, path, case
+):
+    ids = make_batch()["input_ids"]
+    inputs = {"input_ids": ids, "use_cache": False}
+    if case == "padded":
+        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"][0, :7] = 0
+    if case == "packed":
+        inputs["position_ids"] = torch.arange(24).remainder(10)[None]
+        inputs["position_ids"] = inputs["position_ids"].expand(2, -1)
+    used = []
+
+    def choose(x, head_dim, **rest):
+        used.append(rest)
+        return Kernel(path, "")
+
+    theirs = hf_model()(**inputs).logits
+    monkeypatch.setattr(attention, "kernel_for", choose)
+    ours = hf_model(register_attention())(**inputs).logits
+    kept = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    torch.testing.assert_close(ours[kept], theirs[kept])
+    assert len(used) == SMALL.num_hidden_layers
+
+
+def test_it_generates_with_a_cache_alike():
+    ids = make_batch()["input_ids"][:1]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    theirs = hf_model().generate(ids, **options)
+    ours = hf_model(register_attention()).generate(ids, **options)
+    assert torch.equal(ours, theirs)
+
+
+def test_dropout_is_left_to_transformers(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("attend has no dropout")
+
+    model = hf_model(register_attention()).train()
+    monkeypatch.setattr(attention, "attend", never)
+    with pytest.raises(AssertionError, match="no dropout"):
+        model(make_batch()["input_ids"])
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert model(make_batch()["input_ids"]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("device", "fitted"), [("cpu", False), ("cuda", True), ("mps", True)]
+)
+def test_attention_is_fitted_to_the_device(monkeypatch, device, fitted):
+    model = hf_model()
+    there = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(model, "parameters", lambda: iter([there]))
+    assert fit_attention(model) is fitted
+    now = model.config._attn_implementation
+    assert (now == register_attention()) is fitted
+    assert fit_attention(make_model()) is False
 
 
 def test_packed_rows_use_documents_where_a_kernel_takes_them(

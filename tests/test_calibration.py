@@ -207,7 +207,7 @@ def test_both_formats_are_timed():
     assert found.batch == "4 rows of 8 tokens"
     # Not a whole batch of thousands of rows, and at least one row.
     assert measure_step(SHAPE, 10_000, 512).batch == "2 rows of 512 tokens"
-    assert measure_step(SHAPE, 4, 2000).batch == "1 row of 2000 tokens"
+    assert measure_step(SHAPE, 4, 2000).batch == "1 row of 1024 tokens"
 
 
 def test_whole_steps_are_taken_in_the_formats_they_are_counted_for(

@@ -243,6 +243,27 @@ def test_chat(small_runs, capsys, monkeypatch):
     assert said.count("> ") == 3
 
 
+@pytest.mark.parametrize(
+    "option", [("--top-k", 4), ("--top-p", 0.9), ("--min-p", 0.1),
+               ("--seed", 0)],
+)  # fmt: skip
+def test_nothing_is_drawn_at_temperature_0(small_runs, capsys, option):
+    chat = ("chat", small_runs / "merged", "--prompt", "Hello", "--device",
+            "cpu", "--max-new-tokens", 1, *option)  # fmt: skip
+    assert run(*chat) == 2
+    name = option[0].lstrip("-").replace("-", "_")
+    assert f"{name}: no effect at temperature 0" in capsys.readouterr().err
+    assert run(*chat, "--temperature", 0.5) == 0
+
+
+def test_a_vocabulary_has_one_size(tmp_path, capsys):
+    out = tmp_path / "tokenizer"
+    assert run("tokenizer", "--out", out, "--vocab-size", 300, "--preset",
+               "tiny") == 2  # fmt: skip
+    assert "--vocab-size takes the place of" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_eval(small_runs, capsys):
     few = ("--documents", 8, "--samples", 4, "--questions", 1,
            "--device", "cpu")  # fmt: skip
@@ -254,7 +275,10 @@ def test_eval(small_runs, capsys):
         small_runs / "sft", documents=8, samples=4, questions=1,
         device="cpu",
     )  # fmt: skip
-    assert run("eval", small_runs / "pretrain", *few) == 0
+    asked = ("eval", small_runs / "pretrain", *few)
+    assert run(*asked) == 2
+    assert "only been pretrained" in capsys.readouterr().err
+    assert run(*(word for word in asked if word not in few[4:6])) == 0
     said = capsys.readouterr().out
     assert said.startswith(
         "measured on 8 held-out records of microworld: "

@@ -322,8 +322,9 @@ class OnlyIndices(torch.utils.data.Dataset):
         return 3
 
     def __getitem__(self, i):
-        # Without an end of its own, as many of them are.
-        return {"input_ids": torch.tensor(ITEMS[i % 3])}
+        # Not an IndexError at the end, which would end an iteration.
+        assert i < 3
+        return {"input_ids": torch.tensor(ITEMS[i])}
 
 
 def padded(items):
@@ -434,6 +435,13 @@ def test_only_pinned_memory_is_copied_in_the_background(
     assert seen == calls
 
 
+
+
+def test_where_documents_begin_is_told_without_asking_the_device():
+    row = Row([1, 2, 3, 4], [-100, 2, -100, 4], [0, 0, 1, 1])
+    batch = collate([row], 0, "meta")
+    assert batch.pop("document_ids").tolist()[0][:4] == [0, 0, 1, 1]
+    assert {tensor.device.type for tensor in batch.values()} == {"meta"}
 
 
 def test_collate_pads_right_and_restarts_positions():

@@ -83,7 +83,11 @@ def lively(loaded):
 @pytest.fixture(scope="module")
 def measured(small_runs):
     """Each stage evaluated, once."""
-    return functools.cache(lambda stage: evaluate(small_runs / stage, **FEW))
+    def measure(stage):
+        few = {**FEW, "questions": None} if stage == "pretrain" else FEW
+        return evaluate(small_runs / stage, **few)
+
+    return functools.cache(measure)
 
 
 def stories(count, seed=HELD_OUT_SEED):
@@ -413,7 +417,7 @@ def write_talks(path, count, key="conversations"):
     return talks
 
 
-CPU = {"device": "cpu", "questions": 2}
+CPU = {"device": "cpu"}
 
 
 def test_a_file_that_a_run_was_not_trained_on_is_measured_whole(
@@ -441,8 +445,9 @@ def test_a_file_that_a_run_was_not_trained_on_is_measured_whole(
 def test_conversations_are_measured(tmp_path, small_runs, model, tok, key):
     talks = write_talks(tmp_path / "b.jsonl", 30, key)
     found = evaluate(
-        small_runs / "sft", data=[str(tmp_path / "b.jsonl")], **CPU
-    )
+        small_runs / "sft", data=[str(tmp_path / "b.jsonl")], questions=2,
+        **CPU,
+    )  # fmt: skip
     assert set(found) == {
         *LOSSES, "seq_len", "skipped", "questions", "exact_match",
     }  # fmt: skip
@@ -583,6 +588,14 @@ def test_options_that_do_not_apply_are_refused(tmp_path, small_runs):
     for wrong in ({"every_record": True}, {"seq_len": 100}):
         with pytest.raises(ConfigError, match="is for files"):
             evaluate(small_runs / "sft", **FEW, **wrong)
+    with pytest.raises(ConfigError, match="seed is for the microworld"):
+        evaluate(small_runs / "sft", data=tmp_path / "a.jsonl", seed=0,
+                 device="cpu")  # fmt: skip
+    with pytest.raises(ConfigError, match="questions are for conversations"):
+        evaluate(small_runs / "sft", data=tmp_path / "a.jsonl", questions=2,
+                 device="cpu")  # fmt: skip
+    with pytest.raises(ConfigError, match="only been pretrained"):
+        evaluate(small_runs / "pretrain", **FEW)
     write_talks(tmp_path / "b.jsonl", 3)
     with pytest.raises(DataError, match="one after the other"):
         evaluate(

@@ -77,6 +77,17 @@ def test_another_architecture_is_named(tmp_path, small_runs):
         load_model(tmp_path / "hf")
 
 
+@pytest.mark.parametrize("stage", ["sft", "hf", "lora"])
+def test_a_folder_of_another_version_is_refused(tmp_path, small_runs, stage):
+    for name in {stage, "hf"}:
+        shutil.copytree(small_runs / name, tmp_path / name)
+    path = tmp_path / stage / "minimind.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99, which a newer"):
+        load_model(tmp_path / stage)
+
+
 def test_too_many_tokens_for_the_model(tmp_path, small_runs):
     shutil.copytree(small_runs / "hf", tmp_path / "hf")
     _, tokenizer = load_model(small_runs / "hf")

@@ -196,6 +196,32 @@ def test_the_package_is_imported_at_once():
     assert best < 0.5  # 0.01 s on an idle machine
 
 
+def test_the_library_does_not_name_the_book():
+    """Import contracts do not see a module that is named by a string."""
+    library = [
+        file
+        for file in sorted((ROOT / "minimind_core").rglob("*.py"))
+        if "book" not in file.relative_to(ROOT / "minimind_core").parts
+    ]
+    assert len(library) > 40
+    for file in library:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        told = {ast.get_docstring(node) for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.ClassDef
+                              | ast.FunctionDef)}  # fmt: skip
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant):
+                continue
+            text = node.value
+            if isinstance(text, str) and ast.unparse(node) not in told:
+                assert not re.match(r"(minimind_core)?\.?book(\.|$)", text), (
+                    f"{file.name}:{node.lineno}"
+                )
+    assert not {"book"} & {
+        home.partition(".")[0] for home in minimind_core._HOME.values()
+    }
+
+
 def test_public_names_are_there_and_unknown_ones_are_not():
     for name in minimind_core.__all__:
         assert getattr(minimind_core, name) is not None

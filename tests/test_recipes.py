@@ -761,3 +761,56 @@ def test_special_tokens_may_have_other_ids(tmp_path):
     written = read_json(run.path / "generation_config.json")
     # A turn of the chat template ends with another token than a text.
     assert written["eos_token_id"] == [config.eos_token_id, 2]
+
+
+# --- settings that would do nothing ---
+
+
+def own_optimizer(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def steady(step):
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"optimizer": own_optimizer, "lr": 1e-3, "beta2": 0.9},
+         "beta2, lr would have no effect, because your own optimizer"),
+        ({"optimizer": own_optimizer, "config": {"weight_decay": 0.2}},
+         "weight_decay would have no effect"),
+        ({"schedule": steady, "warmup_ratio": 0.1},
+         "warmup_ratio would have no effect, because your own schedule"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "only Muon has"),
+        ({"optimizer": "adamw", "config": {"muon_lr_ratio": 0.2}},
+         "only Muon has"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_nothing_reads_is_refused(
+    tmp_path, tokenizer, wrong, said
+):
+    options = {**QUICK, "data": TEXTS, "tokenizer": tokenizer,
+               "model": {"hidden_size": 32}}  # fmt: skip
+    with pytest.raises(ConfigError, match=said):
+        pretrain(tmp_path / "run", **options, **wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_came_with_a_whole_config_are_not_examined(
+    tmp_path, tokenizer
+):
+    options = {**QUICK, "data": TEXTS, "tokenizer": tokenizer,
+               "model": {"hidden_size": 32}}  # fmt: skip
+    del options["device"]
+    whole = TrainConfig(device="cpu", optimizer="adamw")
+    pretrain(tmp_path / "one", config=whole, **options)
+    again = read_settings(tmp_path / "one" / "minimind.json", "pretrain")
+    del again["tokenizer"], again["data"]
+    for name in ("batch_size", "steps", "seq_len"):
+        options.pop(name)
+    options.pop("model")
+    pretrain(tmp_path / "two", **again, **options)
+    one, two = (read_log(tmp_path / name) for name in ("one", "two"))
+    assert [r["loss"] for r in one] == [r["loss"] for r in two]

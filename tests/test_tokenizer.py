@@ -1,5 +1,6 @@
 """Text to ids and back, and no marker that text can forge."""
 
+import copy
 import json
 
 import pytest
@@ -71,6 +72,19 @@ def test_special_tokens_have_upstreams_ids():
 def test_the_same_texts_give_the_same_tokenizer():
     assert tokenizer_digest(make()) == tokenizer_digest(TOKENIZER)
     assert tokenizer_digest(make(count=90)) != tokenizer_digest(TOKENIZER)
+
+
+def test_the_digest_covers_all_that_decides_the_ids():
+    known = tokenizer_digest(TOKENIZER)
+    cut = copy.deepcopy(TOKENIZER)
+    cut.backend_tokenizer.enable_truncation(5)
+    assert tokenizer_digest(cut) == known
+    longer = copy.deepcopy(TOKENIZER)
+    longer.add_tokens(["Kyoto"])
+    spoken = copy.deepcopy(TOKENIZER)
+    spoken.chat_template = "{{ messages[0].content }}"
+    others = {tokenizer_digest(longer), tokenizer_digest(spoken)}
+    assert len({known} | others) == 3
 
 
 def test_batches_equal_single_documents():

@@ -394,7 +394,7 @@ class Batches:
             If the iterable does not give the same items again.
         """
         self.drawn, self.ready = 0, []
-        self._iterator = iter(self.items)
+        self._iterator = self._begin()
         while self.drawn < state["drawn"]:
             item = self._next_item()
         if state["left"]:
@@ -519,14 +519,18 @@ def collate(
     dict of str to Tensor, shape (batch, time)
         ``input_ids`` and ``labels``; for packed rows also ``document_ids``
         and ``position_ids``, which start over with each document. The time
-        is a multiple of 8, which suits matrix units.
+        is a multiple of 8, which suits matrix units. The ``document_ids``
+        stay on the CPU: a GPU would have to be waited for to tell where the
+        documents begin.
     """
     time = max(len(row.input_ids) for row in rows)
     time = -(-time // 8) * 8
 
     def fill(lists: Iterable[list[int]], value: int) -> Tensor:
         padded = [one + [value] * (time - len(one)) for one in lists]
-        tensor = torch.tensor(padded)
+        return torch.tensor(padded)
+
+    def send(tensor: Tensor) -> Tensor:
         if torch.device(device).type == "cuda":
             # From pinned memory the copy is asynchronous, and torch keeps
             # that memory alive until it is done. From other memory, an
@@ -535,14 +539,13 @@ def collate(
         return tensor.to(device)
 
     batch = {
-        "input_ids": fill((r.input_ids for r in rows), pad_token_id),
-        "labels": fill((r.labels for r in rows), IGNORE_INDEX),
+        "input_ids": send(fill((r.input_ids for r in rows), pad_token_id)),
+        "labels": send(fill((r.labels for r in rows), IGNORE_INDEX)),
     }
     if any(row.document_ids[-1] for row in rows):
         batch["document_ids"] = fill((r.document_ids for r in rows), -1)
-        batch["position_ids"] = fill(
-            (_positions(r.document_ids) for r in rows), 0
-        )
+        positions = fill((_positions(r.document_ids) for r in rows), 0)
+        batch["position_ids"] = send(positions)
     return batch
 
 
