@@ -523,8 +523,8 @@ def _tiny() -> Preset:
     pretrain = TrainConfig(
         steps=1000,
         seq_len=128,
-        lr=8e-3,
-        muon_lr_ratio=0.35,
+        lr=1.6e-2,
+        muon_lr_ratio=0.175,
         sample_every=100,
     )
     return Preset(

@@ -185,15 +185,21 @@ def test_pip_installs_the_wheel_into_an_empty_environment(wheel, tmp_path):
 
 def test_the_package_is_imported_at_once():
     """No PyTorch, no transformers: an import is not a wait."""
-    code = (
-        "import sys, time; start = time.perf_counter(); import minimind_core;"
-        "print(time.perf_counter() - start);"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
-    )
-    best = min(
-        float(run([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3)
-    )
-    assert best < 0.5  # 0.01 s on an idle machine
+    # Modules are counted and not seconds, which depend on what else runs:
+    # 0.01 s for the import and 0.06 s for the help on an idle machine.
+    heavy = "{'torch', 'transformers', 'numpy', 'pydantic', 'tokenizers'}"
+    for task, most in (
+        ("import minimind_core", 60),
+        ("from minimind_core.cli import build_parser;"
+         "build_parser().format_help()", 160),
+    ):  # fmt: skip
+        code = (
+            f"import sys; before = set(sys.modules); {task};"
+            "new = set(sys.modules) - before;"
+            f"assert not {heavy} & new; print(len(new))"
+        )
+        count = int(run([sys.executable, "-c", code], cwd=ROOT))
+        assert 0 < count < most
 
 
 def test_the_library_does_not_name_the_book():

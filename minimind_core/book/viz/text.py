@@ -51,8 +51,8 @@ def story_html(text: str, language: str = "en") -> str:
         )
         return (
             f'<div style="{_BOX}"><b>✗ leaves the world</b> after '
-            f"{at} characters, where it should go on with "
-            f"{html.escape(wanted)}<br>{html.escape(text[:at])}"
+            f"{at} characters, where it could go on with "
+            f"{html.escape(wanted)}, for example<br>{html.escape(text[:at])}"
             '<mark style="text-decoration:underline wavy">'
             f"{html.escape(text[at:]) or '(end)'}</mark></div>"
         )
