@@ -26,6 +26,7 @@ import torch
 
 from minimind_core.checkpoint import (
     CHECKPOINTS,
+    check_digests,
     load_weights,
     read_weights,
 )
@@ -126,13 +127,32 @@ def load_model(
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).exists():
         return load_merged(folder, device=device)
-    config = load_config(folder)
-    state = read_weights(folder)
+    model = load_strictly(folder)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, model.config, str(folder))
+    check_digests(folder)
+    return model.to(device).eval(), tokenizer
+
+
+def load_strictly(folder: Path) -> MiniMind:
+    """Build the model of a folder and load exactly its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If anything is missing, damaged or does not fit.
+    """
+    config, state = load_config(folder), read_weights(folder)
+    found = sum(tensor.numel() for tensor in state.values())
+    if config.num_parameters() > 10 * found + 10**7:
+        # A model of that size might not even fit into the memory.
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the config, which describes "
+            f"{config.num_parameters():,} parameters; there are {found:,}"
+        )
     model = MiniMind(config)
     load_weights(model, state, str(folder))
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, config, str(folder))
-    return model.to(device).eval(), tokenizer
+    return model
 
 
 def check_tokenizer(
@@ -210,8 +230,8 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
     folder = Path(folder)
     # Read strictly first, because transformers replaces a missing tensor
     # by a random one and only logs it.
-    strict = MiniMind(load_config(folder))
-    load_weights(strict, read_weights(folder), str(folder))
+    load_strictly(folder)
+    check_digests(folder)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -247,7 +267,14 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
         raise CheckpointError(f"{path}: no such file, so no adapter here")
     if base is not None:
         return Path(base)
-    named = read_json(path).get("base_model_name_or_path") or ""
+    try:
+        named = read_json(path).get("base_model_name_or_path") or ""
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(named, str) or "\0" in named:
+        raise CheckpointError(
+            f"{path}: base_model_name_or_path must be a name, not {named!r}"
+        )
     # We store a path relative to the adapter; other tools store one relative
     # to their working directory, or an absolute one.
     for found in (adapter / named, Path(named)):
@@ -297,6 +324,7 @@ def load_adapter(
     # Adapters from other tools may come without a tokenizer.
     own = (adapter / "tokenizer.json").exists()
     tokenizer = load_tokenizer(adapter if own else folder)
+    check_digests(adapter)
     return model.to(device).eval(), tokenizer
 
 

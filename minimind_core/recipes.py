@@ -57,6 +57,7 @@ from minimind_core.data import (
     RowStream,
     conversation_encoder,
     document_encoder,
+    left_out,
     open_source,
     parse_data,
     tokenizer_texts,
@@ -289,14 +290,17 @@ def _finished(
 
 def _skipped(rows: Rows, config: TrainConfig) -> str:
     """Describe the records that were skipped; empty if none were."""
-    if not rows.skipped:
-        return ""
-    share = rows.skipped / rows.drawn
-    return (
-        f"left out {rows.skipped} of {rows.drawn} records ({share:.0%}): "
-        "they have no supervised token within their first "
-        f"{config.seq_len} tokens (--seq-len)"
-    )
+    bad = left_out(rows.source)
+    lines = [bad.describe()] if bad and bad.count else []
+    if count := rows.skipped - (bad.count if bad else 0):
+        refused = ", or the chat template refuses them" if bad else ""
+        lines.append(
+            f"left out {count} of {rows.drawn} records "
+            f"({count / rows.drawn:.0%}): they have no supervised token "
+            f"within their first {config.seq_len} tokens (--seq-len)"
+            f"{refused}"
+        )
+    return "\n".join(lines)
 
 
 def _train(
@@ -326,6 +330,8 @@ def _train(
         if text and trainer.processes.is_main:
             trainer.progress.say(text)
 
+    if (bad := left_out(rows.source)) and bad.count:
+        metadata = {**metadata, "bad_records": bad.count}
     say(folder.note)
     say(note)
     trainer.processes.once(begin)
@@ -465,6 +471,7 @@ def pretrain(
     if spec.language is None:
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("pretrain", plan)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
@@ -611,6 +618,7 @@ def sft(
     start = starting_settings("sft", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("sft", plan)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
@@ -668,8 +676,12 @@ def _replayed(base: str | Path, metadata: Record, plan: TrainConfig) -> Any:
             f"{base} does not say what it was pretrained on, so that data "
             "cannot be replayed; use --replay 0"
         )
+    was = (metadata.get("train") or {}).get("on_bad_record")
     try:
-        return open_source(metadata["data"], "text", seed=plan.seed)
+        return open_source(
+            metadata["data"], "text", seed=plan.seed,
+            on_bad_record="skip" if was == "skip" else plan.on_bad_record,
+        )  # fmt: skip
     except DataError as error:
         raise DataError(
             f"{error} (this is the pretraining data of {base}, from which "
@@ -782,6 +794,7 @@ def train_lora(
     start = starting_settings("lora", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("lora", plan)
     resolve(plan.device, plan.dtype)  # raises for a device not there
     folder = open_folder(out, resume=resume, steps=plan.steps)
@@ -871,6 +884,7 @@ def run_journey(
     device: str | None = None,
     dtype: str | None = None,
     seed: int | None = None,
+    on_bad_record: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Journey:
@@ -893,6 +907,8 @@ def run_journey(
         Optimizer steps of each of the three trainings.
     device, dtype, seed
         As in `pretrain`.
+    on_bad_record : {"stop", "skip"}, optional
+        See `TrainConfig`; for every stage, the tokenizer's training included.
     resume : bool
         Continue a journey that was stopped.
     progress : bool
@@ -919,6 +935,11 @@ def run_journey(
     elif chosen_chat.paths and not chosen_chat.part:
         chosen_lora = replace(chosen_chat, part="tenth")
         chosen_chat = replace(chosen_chat, part="rest")
+    if on_bad_record is not None:
+        chosen_text, chosen_chat, chosen_lora = (
+            replace(one, on_bad_record=on_bad_record)
+            for one in (chosen_text, chosen_chat, chosen_lora)
+        )
     # Check every file to its end before any training starts.
     open_source(chosen_text, "text")
     open_source(chosen_chat, "conversations")
@@ -928,6 +949,7 @@ def run_journey(
     common: dict[str, Any] = {
         "device": device, "dtype": dtype, "seed": seed, "resume": resume,
         "steps": steps, "progress": progress, "preset": chosen,
+        **_given(on_bad_record=on_bad_record),
     }  # fmt: skip
 
     def make_tokenizer() -> None:
