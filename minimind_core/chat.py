@@ -886,4 +886,7 @@ def encode_prompt(
     text, _ = _render(
         tokenizer, written.messages, written.tools, prompt=True
     )
-    return _encode(known, text, written.marks).ids
+    ids = _encode(known, text, written.marks).ids
+    if not ids:
+        raise DataError("the chat template renders nothing" + REMEDY)
+    return ids

@@ -71,10 +71,6 @@ def check_format(values: Mapping[str, Any], where: str | Path) -> None:
         If the format is older or newer than this version reads.
     """
     found = values.get("format", 0)
-    if not isinstance(found, int):
-        raise CheckpointError(
-            f"{where}: damaged (its format is {found!r}, not a number)"
-        )
     if found == RUN_FORMAT:
         return
     if isinstance(found, int) and found < RUN_FORMAT:
@@ -457,7 +453,7 @@ def check_digests(folder: str | Path) -> None:
         if name in _WEIGHTS:
             raise CheckpointError(
                 f"{folder / name}: changed since it was written, so it is "
-                "damaged or from elsewhere; restore it, or, if it was changed "
+                "damaged or from elsewhere; restore it, or if it was changed "
                 f'on purpose, remove "files" from {path}'
             )
     if changed:

@@ -20,6 +20,7 @@ overrides them, and keyword arguments override both: every field of
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -220,6 +221,19 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
         )
 
 
+def _require_memory(shape: ModelConfig) -> None:
+    """Refuse a shape whose weights alone exceed this machine's memory."""
+    import psutil
+
+    size, memory = 4 * shape.num_parameters(), psutil.virtual_memory().total
+    if size > memory:
+        raise ConfigError(
+            f"a model of this shape has {shape.num_parameters():,} "
+            f"parameters, {size / 2**30:,.0f} GiB in float32, and this machine "
+            f"has {memory / 2**30:,.0f} GiB of memory; choose a smaller one"
+        )
+
+
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
     """Restore torch's number of threads after training."""
@@ -317,9 +331,15 @@ def _train(
 
     def begin() -> None:
         if folder.checkpoint is None:
-            folder.begin({**metadata, **trainer.metadata()})
-            # The run folder has its tokenizer from the first step on.
-            save_tokenizer(tok, folder.path)
+            new = not folder.path.exists()
+            try:
+                folder.begin({**metadata, **trainer.metadata()})
+                # The run folder has its tokenizer from the first step on.
+                save_tokenizer(tok, folder.path)
+            except BaseException:
+                if new:
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                raise
 
     def finish() -> None:
         write(trainer.model)
@@ -496,6 +516,7 @@ def pretrain(
             model = None
         shape = _with_vocabulary(shape, tok, model)
         _require_room(shape, plan)
+        _require_memory(shape)
         torch.manual_seed(plan.seed)
         net = MiniMind(shape)
     rows = Rows(

@@ -337,7 +337,7 @@ def tokenizer_texts(
         talks = open_source(chat, kind, on_bad_record=on_bad_record)
         for messages in _each(talks, count // 2):
             for message in messages:
-                yield f"{message['role']}\n{message['content']}"
+                yield f"{message['role']}\n{message.get('content') or ''}"
 
 
 def _each(source: Source, count: int) -> Iterable[Any]:
