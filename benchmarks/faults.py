@@ -11,6 +11,8 @@ by others of any type, among them lone surrogates, numbers of thousands of
 digits and lists nested without end. The commands run in one process, through
 `cli.main`, and training ends where it would begin.
 
+Where the damage is not told, a model must answer as it did before.
+
 A command may work, or leave records out where it was asked to, or end with
 status 2 and a message of ours. It must not raise anything else, take longer
 than `LIMIT` seconds, or leave a file behind when it fails.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import io
 import json
 import random
@@ -357,6 +360,11 @@ TEMPLATES = (
 )
 
 
+def chat(stage: str) -> Words:
+    return ["chat", stage, "--prompt", "Hi", "--max-new-tokens", "3",
+            "--device", "cpu"]  # fmt: skip
+
+
 def runs(base: Path, draw: Random) -> Words:
     """A file of a run, and a command that reads the run."""
     stage = draw.choice(("pretrain", "sft", "hf", "lora", "merged"))
@@ -368,10 +376,7 @@ def runs(base: Path, draw: Random) -> Words:
     text = path.suffix == ".json" and draw.random() < 0.4
     spoil = damage_text if text else damage_bytes
     path.write_bytes(spoil(path.read_bytes(), draw))
-    reads: list[Words] = [
-        ["chat", stage, "--prompt", "Hi", "--max-new-tokens", "3",
-         "--device", "cpu"],
-    ]  # fmt: skip
+    reads = [chat(stage), chat(stage)]
     if stage == "lora":
         reads += [["merge", stage, "--out", "out"]]
         reads += [["lora", "--out", stage, "--resume", "--steps", "3",
@@ -454,7 +459,19 @@ def attempt(seed: int, base: Path, folder: Path) -> Outcome:
     with contextlib.chdir(folder):
         words = KINDS[kind][1](base, draw)
         result, said = judge(words, folder)
+    trusted = result == "worked" and "changed since" not in said
+    if kind == "runs" and words[0] == "chat" and trusted:
+        sound = sound_answer(words[1], base)
+        if said != sound:
+            result, said = "WRONG", f"said {said!r}, when sound {sound!r}"
     return Outcome(kind, words, result, said)
+
+
+@functools.lru_cache
+def sound_answer(stage: str, base: Path) -> str:
+    """What a stage answers while its files are as they were written."""
+    with contextlib.chdir(base):
+        return judge(chat(stage), base)[1]
 
 
 def judge(words: Words, folder: Path) -> tuple[str, str]:
@@ -539,6 +556,8 @@ def main() -> None:
             counts[found.kind][found.result] += 1
             if found.result == "WRONG":
                 print(f"input {seed}: {found.words}\n{found.said}\n")
+            if seed % 1000 == 999:
+                print(f"{seed + 1 - options.seed:,} tried", flush=True)
     results = ("worked", "left out", "error", "WRONG")
     print(f"{'':<14}" + "".join(f"{name:>10}" for name in results))
     for kind in [*KINDS, "all"]:

@@ -229,8 +229,9 @@ def _require_memory(shape: ModelConfig) -> None:
     if size > memory:
         raise ConfigError(
             f"a model of this shape has {shape.num_parameters():,} "
-            f"parameters, {size / 2**30:,.0f} GiB in float32, and this machine "
-            f"has {memory / 2**30:,.0f} GiB of memory; choose a smaller one"
+            f"parameters, {size / 2**30:,.0f} GiB in float32, and this "
+            f"machine has {memory / 2**30:,.0f} GiB of memory; choose a "
+            "smaller one"
         )
 
 
