@@ -291,6 +291,26 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
     )
 
 
+def _check_adapter(adapter: Path) -> None:
+    """Refuse an adapter that is no LoRA, or whose config names code."""
+    path = adapter / ADAPTER_CONFIG
+    try:
+        about = read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if about.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path}: peft_type is {about.get('peft_type')!r}; only 'LORA' "
+            "adapters can be read"
+        )
+    if about.get("megatron_config"):
+        # peft would import whatever module `megatron_core` names.
+        raise CheckpointError(
+            f"{path}: megatron_config names code to import, which is not "
+            "done; remove it"
+        )
+
+
 def load_adapter(
     adapter: str | Path,
     *,
@@ -311,14 +331,17 @@ def load_adapter(
     """
     adapter = Path(adapter)
     folder = adapter_base(adapter, base)
+    _check_adapter(adapter)
     with import_peft() as peft:
         try:
             model = peft.PeftModel.from_pretrained(
                 load_hf_model(folder), str(adapter)
             )
-        except (CheckpointError, ImportError):
+        except CheckpointError:
             raise
         except Exception as error:  # likewise
+            if isinstance(error, ImportError) and "torchao" in str(error):
+                raise
             raise CheckpointError(
                 f"{adapter}: damaged or cut short ({_reason(error)})"
             ) from error
@@ -350,6 +373,11 @@ def load_merged(
     """
     adapted, tok = load_adapter(adapter, base=base)
     model = MiniMind(load_config(adapter_base(adapter, base)))
-    state = adapted.merge_and_unload().state_dict()
+    try:
+        state = adapted.merge_and_unload().state_dict()
+    except Exception as error:  # a damaged config can raise anything
+        raise CheckpointError(
+            f"{adapter}: cannot be merged ({_reason(error)})"
+        ) from error
     load_weights(model, state, str(adapter))
     return model.to(device).eval(), tok

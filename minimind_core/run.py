@@ -274,15 +274,18 @@ def read_metadata(run: str | Path) -> Record:
         return {}
     try:
         values = read_json(path)
-        check_names(values, path)
-        for name in ("train", "model", "runtime"):
-            if not isinstance(values.get(name), Mapping | None):
-                raise ConfigError(f"{path}: {name} must be an object")
+        check_metadata(values, path)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     check_format(values, path)
     home = path.parent.resolve()
     return _moved(values, lambda name: os.path.normpath(home / name))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, str) and one and "\0" not in one for one in value
+    )
 
 
 def check_names(values: Mapping[str, Any], where: str | Path) -> None:
@@ -293,23 +296,32 @@ def check_names(values: Mapping[str, Any], where: str | Path) -> None:
     ConfigError
         If one of them is no name, or no list of names.
     """
-
-    def names(value: Any) -> bool:
-        return isinstance(value, list) and all(
-            isinstance(one, str) and one and "\0" not in one
-            for one in value
-        )
-
-    for name in ("base", "tokenizer", "preset"):
+    for name in ("base", "tokenizer", "preset", "stage"):
         value = values.get(name)
-        if value is not None and not names([value]):
+        if value is not None and not _are_names([value]):
             raise ConfigError(f"{where}: {name} must be a name")
     data = values.get("data")
-    if data and not names([data] if isinstance(data, str) else data):
+    if data and not _are_names([data] if isinstance(data, str) else data):
         raise ConfigError(f"{where}: data must be a list of names")
+
+
+def check_metadata(values: Mapping[str, Any], where: str | Path) -> None:
+    """Check the types in a ``minimind.json``, which may be damaged.
+
+    Raises
+    ------
+    ConfigError
+        Naming what has another type.
+    """
+    check_names(values, where)
     before = values.get("trained_on") or []
-    if not isinstance(before, list) or not all(map(names, before)):
+    if not isinstance(before, list) or not all(map(_are_names, before)):
         raise ConfigError(f"{where}: trained_on must be lists of names")
+    if not _are_names(values.get("own_code") or []):
+        raise ConfigError(f"{where}: own_code must be a list of names")
+    for name in ("train", "model", "runtime"):
+        if not isinstance(values.get(name), Mapping | None):
+            raise ConfigError(f"{where}: {name} must be an object")
 
 
 def _moved(values: Mapping[str, Any], move: Callable[[str], str]) -> Record:
