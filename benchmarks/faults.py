@@ -494,8 +494,6 @@ def judge(words: Words, folder: Path) -> tuple[str, str]:
         code = ended.code
     except Hung:
         wrong = f"still busy after {LIMIT} s"
-    except KeyboardInterrupt:
-        raise
     except BaseException:
         wrong = traceback.format_exc()
     finally:
@@ -553,13 +551,16 @@ def main() -> None:
         (folder / "base").mkdir()
         base = prepare(folder / "base")
         seeds = range(options.seed, options.seed + options.count)
-        with contextlib.suppress(KeyboardInterrupt):  # which ends it early
-            for seed, found in attempts(seeds, base, folder):
-                counts[found.kind][found.result] += 1
-                if found.result == "WRONG":
-                    print(f"input {seed}: {found.words}\n{found.said}\n")
-                if seed % 1000 == 999:
-                    print(f"{seed + 1 - options.seed:,} tried", flush=True)
+        ended: list[int] = []  # early, by Ctrl-C
+        signal.signal(signal.SIGINT, lambda number, _: ended.append(number))
+        for seed, found in attempts(seeds, base, folder):
+            counts[found.kind][found.result] += 1
+            if found.result == "WRONG":
+                print(f"input {seed}: {found.words}\n{found.said}\n")
+            if seed % 1000 == 999:
+                print(f"{seed + 1 - options.seed:,} tried", flush=True)
+            if ended:
+                break
     results = ("worked", "left out", "error", "WRONG")
     print(f"{'':<14}" + "".join(f"{name:>10}" for name in results))
     for kind in [*KINDS, "all"]:
