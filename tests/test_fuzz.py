@@ -86,10 +86,11 @@ def test_the_judge_sees_what_is_wrong(tmp_path, monkeypatch):
 # --- real processes ---
 
 FORK = """
-import io, json, os, sys
+import gc, json, os, sys, traceback
 import torch, transformers, tokenizers, safetensors.torch
 from minimind_core import cli
 torch.set_num_threads(1)
+gc.freeze()
 for number, (folder, words) in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if not child:
@@ -97,7 +98,16 @@ for number, (folder, words) in enumerate(json.load(sys.stdin)):
         for stream, name in ((1, "printed"), (2, "errors")):
             file = os.open(f"../{number}.{name}", os.O_WRONLY | os.O_CREAT)
             os.dup2(file, stream)
-        sys.exit(cli.main(words))
+        code = 1
+        try:
+            code = cli.main(words)
+        except SystemExit as ended:  # argparse's own way out
+            code = ended.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
