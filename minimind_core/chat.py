@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -93,11 +94,14 @@ def validate_messages(
     for number, message in enumerate(messages, 1):
         at = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise DataError(f"{at}: expected an object, found {message!r}")
+            raise DataError(
+                f"{at}: expected an object, found {reprlib.repr(message)}"
+            )
         role = message.get("role")
         if role not in ROLES:
             raise DataError(
-                f"{at}: role must be one of {', '.join(ROLES)}, not {role!r}"
+                f"{at}: role must be one of {', '.join(ROLES)}, not "
+                f"{reprlib.repr(role)}"
             )
         content = message.get("content")
         calls = _tool_calls(message, at)
@@ -106,7 +110,9 @@ def validate_messages(
                 f"{at}: only the assistant calls tools, not the {role}"
             )
         if not isinstance(content, str) and not (content is None and calls):
-            raise DataError(f"{at}: content must be text, not {content!r}")
+            raise DataError(
+                f"{at}: content must be text, not {reprlib.repr(content)}"
+            )
         reasoning = message.get("reasoning_content")
         if not isinstance(reasoning, str | None):
             raise DataError(f"{at}: reasoning_content must be text")
@@ -125,6 +131,10 @@ def _from_json(message: Message, key: str, at: str) -> list[Any]:
             raise DataError(
                 f"{at}: {key} is not JSON ({error.msg})"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{at}: {key} is not readable JSON ({error})"
+            ) from None
     if not isinstance(value, list):
         raise DataError(f"{at}: {key} must be a list")
     return value
@@ -139,6 +149,8 @@ def _tool_calls(message: Message, at: str) -> list[Message]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or "name" not in function:
             raise DataError(f"{at}: a tool call has no name")
+        if not isinstance(function["name"], str):
+            raise DataError(f"{at}: the name of a tool call must be text")
         calls.append(call)
     return calls
 
@@ -874,4 +886,7 @@ def encode_prompt(
     text, _ = _render(
         tokenizer, written.messages, written.tools, prompt=True
     )
-    return _encode(known, text, written.marks).ids
+    ids = _encode(known, text, written.marks).ids
+    if not ids:
+        raise DataError("the chat template renders nothing" + REMEDY)
+    return ids

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from minimind_core.files import (
     writing,
 )
 from minimind_core.model import MiniMind
+from minimind_core.tokenizer import FILES as TOKENIZER_FILES
 from minimind_core.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
@@ -235,14 +237,36 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
             return read_weight_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            files = sorted(set(read_json(index)["weight_map"].values()))
             state: dict[str, Tensor] = {}
-            for file in files:
+            for file in _shards(index):
                 state.update(read_weight_file(folder / file))
             return state
     raise CheckpointError(
         f"{folder}: no weights here (looked for {WEIGHTS} and {OLD_WEIGHTS})"
     )
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, all of them in its own folder."""
+    try:
+        names = read_json(index).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(names, dict) or not names or not all(
+        isinstance(name, str) for name in names.values()
+    ):
+        raise CheckpointError(
+            f"{index}: damaged (weight_map must say for each tensor in which "
+            "file it is)"
+        )
+    for name in names.values():
+        # A package from elsewhere must not name files of this machine.
+        if name in ("", ".", "..") or {"/", "\\", "\0", ":"} & set(name):
+            raise CheckpointError(
+                f"{index}: names the file {name!r}, which is not in its "
+                "folder; weights are only read from there"
+            )
+    return sorted(set(names.values()))
 
 
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
@@ -378,6 +402,69 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_WEIGHTS = (WEIGHTS, OLD_WEIGHTS, "adapter_model.safetensors")
+_TEXTS = ("config.json", "adapter_config.json", *TOKENIZER_FILES)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """The digest of each file that a model's output depends on."""
+    return {
+        name: _digest(folder / name)
+        for name in (*_WEIGHTS, *_TEXTS)
+        if (folder / name).is_file()
+    }
+
+
+def check_digests(folder: str | Path) -> None:
+    """Compare the files of a model folder with what was written.
+
+    Parameters
+    ----------
+    folder : path
+        Without digests in its ``minimind.json``, nothing is compared.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights have changed: one flipped bit in them gives no error
+        but other answers.
+
+    Warns
+    -----
+    UserWarning
+        If a config, the tokenizer or its template has changed, because these
+        are also changed on purpose.
+    """
+    folder = Path(folder)
+    path = folder / RUN_FILE
+    try:
+        told = read_json(path).get("files") if path.exists() else None
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    told = told if isinstance(told, dict) else {}
+    changed = [
+        name
+        for name in (*_WEIGHTS, *_TEXTS)
+        if name in told
+        and (folder / name).is_file()
+        and _digest(folder / name) != told[name]
+    ]
+    for name in changed:
+        if name in _WEIGHTS:
+            raise CheckpointError(
+                f"{folder / name}: changed since it was written, so it is "
+                "damaged or from elsewhere; restore it, or if it was changed "
+                f'on purpose, remove "files" from {path}'
+            )
+    if changed:
+        warnings.warn(
+            f"{folder}: {', '.join(changed)} changed since the model was "
+            "written, so its output may be another",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def save_checkpoint(
     run: str | Path,
     step: int,
@@ -471,7 +558,8 @@ def load_checkpoint(
         sums = read_json(folder / "sha256.json")
     except ConfigError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    for name, digest in sums.items():
+    missing = {WEIGHTS, "training.pt", "state.json"} - sums.keys()
+    for name, digest in {**sums, **dict.fromkeys(missing)}.items():
         file = folder / name
         if not file.exists() or _digest(file) != digest:
             raise CheckpointError(
@@ -481,9 +569,12 @@ def load_checkpoint(
     state = read_json(folder / "state.json")
     check_format(state, folder)
     weights = read_weight_file(folder / WEIGHTS)
-    training = torch.load(
-        folder / "training.pt", map_location="cpu", weights_only=True
-    )
+    try:
+        training = torch.load(
+            folder / "training.pt", map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # as in `read_weight_file`
+        raise _damaged(folder / "training.pt", error) from error
     return weights, training, state
 
 

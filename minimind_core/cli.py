@@ -57,7 +57,7 @@ def journey(options: Namespace) -> None:
         options.out,
         **_given(
             options, "preset", "data", "text", "chat", "lora_chat", "steps",
-            "device", "dtype", "seed", "resume",
+            "device", "dtype", "seed", "on_bad_record", "resume",
         ),
     )  # fmt: skip
     say(
@@ -69,7 +69,7 @@ def journey(options: Namespace) -> None:
 def tokenizer(options: Namespace) -> None:
     """Train a tokenizer."""
     from minimind_core.config import get_preset
-    from minimind_core.data import tokenizer_texts
+    from minimind_core.data import left_out, open_source, tokenizer_texts
     from minimind_core.tokenizer import train_tokenizer
 
     if options.vocab_size and options.preset:
@@ -80,8 +80,15 @@ def tokenizer(options: Namespace) -> None:
     size = options.vocab_size or get_preset(
         options.preset or "tiny"
     ).vocab_size
-    texts = tokenizer_texts(options.data, options.chat)
+    choice = options.on_bad_record
+    texts = tokenizer_texts(options.data, options.chat, on_bad_record=choice)
     found = train_tokenizer(texts, size, out=options.out)
+    for data, kind in (
+        (options.data, "text"), (options.chat, "conversations"),
+    ):  # fmt: skip
+        source = data and open_source(data, kind, on_bad_record=choice)
+        if (bad := left_out(source)) and bad.count:
+            say(bad.describe())
     say(
         f"wrote {options.out}: {len(found)} tokens",
         f"next: minimind pretrain --tokenizer {options.out} --out runs/base",
@@ -119,7 +126,7 @@ def _arguments(options: Namespace, stage: str) -> dict[str, Any]:
 
 _SETTINGS = (
     "steps", "batch_size", "micro_batch_size", "seq_len", "optimizer", "lr",
-    "replay", "save_every", "device", "dtype", "seed",
+    "replay", "save_every", "device", "dtype", "seed", "on_bad_record",
 )  # fmt: skip
 
 
@@ -213,7 +220,7 @@ def evaluate(options: Namespace) -> None:
         options.run, every_record=options.all,
         **_given(
             options, "data", "documents", "samples", "questions", "seq_len",
-            "seed", "device",
+            "seed", "device", "on_bad_record",
         ),
     )  # fmt: skip
     if options.json:
@@ -317,6 +324,7 @@ def build_parser() -> argparse.ArgumentParser:
                      help="optimizer steps of each training")  # fmt: skip
     _device(sub)
     _seed(sub)
+    _bad_record(sub)
     _resume(sub)
 
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")
@@ -328,6 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="maximum number of tokens (the preset's)",
     )  # fmt: skip
     _preset(sub, None, "tiny")
+    _bad_record(sub)
     _out(sub)
 
     sub = command("pretrain", pretrain, "--steps 300 --out runs/base")
@@ -422,6 +431,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--json", action="store_true",
                      help="one JSON object as the last line")  # fmt: skip
+    _bad_record(sub)
     _seed(sub, None)
     _device(sub, dtype=False)
 
@@ -494,6 +504,7 @@ def _training(
         "--seed", type=_seed_number, metavar="N",
         help="seed of the initial weights and the order of the data",
     )  # fmt: skip
+    _bad_record(parser)
     _resume(parser)
 
 
@@ -538,6 +549,14 @@ def _seed(parser: Parser, default: int | None = 0) -> None:
     parser.add_argument(
         "--seed", type=_seed_number, default=default, metavar="N",
         help="seed of all random choices (0)",
+    )  # fmt: skip
+
+
+def _bad_record(parser: Parser) -> None:
+    parser.add_argument(
+        "--on-bad-record", metavar="WHAT",
+        help="stop (the default) at a record that cannot be read or used, or "
+        "skip and count it",
     )  # fmt: skip
 
 
@@ -614,14 +633,24 @@ def _run(options: Namespace) -> int:
         return 141
     except OSError as error:
         return failed(error)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
             raise
         return failed(
             f"the device is out of memory; {_smaller(options)}, or see "
             f"`minimind doctor` ({error})"
         )
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The main memory's end is a plain RuntimeError of torch.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
 
 
 def _smaller(options: Namespace) -> str:

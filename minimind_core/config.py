@@ -40,6 +40,7 @@ Optimizer = Literal["muon", "adamw"]
 Schedule = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NonFinite = Literal["stop", "skip"]
+BadRecord = Literal["stop", "skip"]
 
 OPTIMIZERS = get_args(Optimizer)
 SCHEDULES = get_args(Schedule)
@@ -361,6 +362,8 @@ class ModelConfig(_Settings):
             )
         rope = values.get("rope_parameters") or values.get("rope_scaling")
         rope = rope or {}
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"{where}: rope_parameters must be an object")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         for name, wanted, found in (
             ("rope_type", "default", rope_type),
@@ -382,12 +385,15 @@ class ModelConfig(_Settings):
         known.setdefault("head_dim", 128)
         known.setdefault("tie_word_embeddings", False)
         theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
-        known["rope_theta"] = float(theta)
-        if isinstance(known.get("eos_token_id"), list):
-            known["eos_token_id"] = known["eos_token_id"][0]
+        if isinstance(theta, bool) or not isinstance(theta, int | float):
+            raise ConfigError(f"{where}: rope_theta must be a number")
+        ends = known.get("eos_token_id")
+        if isinstance(ends, list) and ends:
+            known["eos_token_id"] = ends[0]
         try:
+            known["rope_theta"] = float(theta)
             return cls.from_dict(known)
-        except ConfigError as error:
+        except (ConfigError, OverflowError) as error:
             raise ConfigError(f"{where}: {error}") from None
 
 
@@ -448,6 +454,10 @@ class TrainConfig(_Settings):
         How many consecutive steps may be skipped before the run stops. This
         limit also applies to steps that the float16 scaler skips, for
         either value of `on_nonfinite`.
+    on_bad_record : {"stop", "skip"}
+        What happens to a record of the data that cannot be read or used, such
+        as a line that is not JSON: either the run stops with an error that
+        names its file and line, or the record is left out and counted.
     seed : int
         Seed of the initial weights and of the order of the data.
     log_every, validate_every, sample_every, save_every : int
@@ -482,6 +492,7 @@ class TrainConfig(_Settings):
     max_grad_norm: NotNegative = 1.0
     on_nonfinite: NonFinite = "stop"
     max_skipped: Every = 20
+    on_bad_record: BadRecord = "stop"
     seed: Seed = 0
     log_every: Every = 10
     validate_every: Every = 100

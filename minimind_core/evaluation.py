@@ -18,6 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -39,6 +40,7 @@ from minimind_core.data import (
     conversation_encoder,
     count_labels,
     document_encoder,
+    left_out,
     open_records,
     open_source,
     pack,
@@ -437,8 +439,10 @@ def held_out_conversations(
         Takes a model; returns ``validation_loss`` in nats per supervised
         token, or an empty dict if no conversation fits.
     """
-    records = _held_out(parse_data(data), kind, seed, count)
-    encoded = conversation_encoder(tokenizer, seq_len)(records)
+    spec = parse_data(data)
+    records = _held_out(spec, kind, seed, count)
+    skip = spec.on_bad_record == "skip"
+    encoded = conversation_encoder(tokenizer, seq_len, skip=skip)(records)
     rows = pack([one for one in encoded if one is not None], 0)
 
     def check(model: nn.Module) -> dict[str, Any]:
@@ -671,6 +675,7 @@ def evaluate(
     seq_len: int | None = None,
     seed: int | None = None,
     device: str = "auto",
+    on_bad_record: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on data it was not trained on.
 
@@ -703,13 +708,17 @@ def evaluate(
         default.
     device : str
         See `precision.detect_device`; a `Run` stays where it is.
+    on_bad_record : {"stop", "skip"}, optional
+        Whether a record of a file that cannot be used is an error, or is left
+        out and counted; if not given, as in the training of the run.
 
     Returns
     -------
     dict
         ``data`` and ``part`` ("held-out" or "all") say what was measured,
         ``records`` and ``tokens`` how much of it, and ``skipped``, for
-        conversations, how many were too long for `seq_len`.
+        conversations, how many were too long for `seq_len`; ``bad_records``
+        describes those that could not be used.
         ``loss_per_token``, with its ``standard_error`` over records, and
         ``loss_per_byte`` are in nats; ``perplexity`` and ``bits_per_byte``
         say the same in other units. On the microworld there are also
@@ -742,6 +751,8 @@ def evaluate(
         load_config(adapter_base(path) if adapter else path)
     metadata = read_metadata(path)
     spec = _what_to_measure(path, metadata, data)
+    was = (metadata.get("train") or {}).get("on_bad_record", "stop")
+    spec = replace(spec, on_bad_record=on_bad_record or was)
     if spec.language is None:
         if samples is not None:
             raise ConfigError(
@@ -792,7 +803,10 @@ def evaluate(
     found = measure(
         model, tokenizer, records[:most], limit, questions or QUESTIONS
     )
-    return {"data": spec.names(), "part": part, "seq_len": limit, **found}
+    found |= {"data": spec.names(), "part": part, "seq_len": limit}
+    if (bad := left_out(records.source)) and bad.count:
+        found["bad_records"] = bad.describe()
+    return found
 
 
 def describe(found: Mapping[str, Any]) -> str:
@@ -813,6 +827,8 @@ def describe(found: Mapping[str, Any]) -> str:
     text += f": {found['tokens']} tokens"
     if found.get("skipped"):
         text += f"; {found['skipped']} were too long and are not counted"
+    if found.get("bad_records"):
+        text += f"\n{found['bad_records']}"
     return text
 
 
@@ -837,11 +853,14 @@ def _what_to_measure(
 
 def _choose(
     spec: DataSpec, metadata: Mapping[str, Any], every_record: bool
-) -> tuple[Sequence[Any], str, str]:
+) -> tuple[_Lazily, str, str]:
     """Choose the records to measure; return their kind and part, too."""
-    kinds = {record_kind(path) for path in spec.paths}
+    skip = spec.on_bad_record == "skip"
+    kinds = {record_kind(path, skip=skip) for path in spec.paths}
     if isinstance(spec.memory, list):
         kinds = {_kind(record) for record in spec.memory}
+        # Of two kinds, the records that hold no conversation are bad.
+        kinds = {"conversations"} if skip and len(kinds) > 1 else kinds
     elif spec.memory is not None:
         kinds = {_kind(spec.memory.records([0])[0])}
     if len(kinds) > 1:

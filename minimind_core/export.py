@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from minimind_core.checkpoint import (
+    check_digests,
     load_weights,
     read_weight_file,
-    read_weights,
     save_model,
     weights_of,
     write_package,
@@ -37,7 +37,12 @@ from minimind_core.config import PRESETS, ModelConfig
 from minimind_core.distributed import in_main_process
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.files import atomic_folder, require_new
-from minimind_core.loading import check_tokenizer, load_config, load_model
+from minimind_core.loading import (
+    check_tokenizer,
+    load_config,
+    load_model,
+    load_strictly,
+)
 from minimind_core.model import MiniMind
 from minimind_core.run import (
     read_metadata,
@@ -317,7 +322,10 @@ def import_checkpoint(
     }
     assumed: dict[str, Any] = {}
     if source.is_dir():
-        config, state = load_config(source), read_weights(source)
+        # Checks that the two fit, before anything is built of them.
+        state = dict(load_strictly(source).state_dict())
+        check_digests(source)
+        config = load_config(source)
         home = _tokenizer_folder(tokenizer, source)
     else:
         state = _plain_names(read_weight_file(source), str(source))

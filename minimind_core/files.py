@@ -272,7 +272,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
@@ -280,6 +280,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg})"
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: JSON nested too deeply") from None
+    except (OSError, ValueError) as error:
+        # A folder, a missing permission, a number of thousands of digits.
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     return values

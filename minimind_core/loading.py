@@ -28,6 +28,7 @@ from minimind_core.attention import fit_attention
 from minimind_core.checkpoint import (
     CHECKPOINTS,
     RUN_FILE,
+    check_digests,
     check_format,
     load_weights,
     read_weights,
@@ -144,13 +145,32 @@ def load_model(
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).exists():
         return load_merged(folder, device=device)
-    config = load_config(folder)
-    state = read_weights(folder)
+    model = load_strictly(folder)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, model.config, str(folder))
+    check_digests(folder)
+    return model.to(device).eval(), tokenizer
+
+
+def load_strictly(folder: Path) -> MiniMind:
+    """Build the model of a folder and load exactly its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If anything is missing, damaged or does not fit.
+    """
+    config, state = load_config(folder), read_weights(folder)
+    found = sum(tensor.numel() for tensor in state.values())
+    if config.num_parameters() > 10 * found + 10**7:
+        # A model of that size might not even fit into the memory.
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the config, which describes "
+            f"{config.num_parameters():,} parameters; there are {found:,}"
+        )
     model = MiniMind(config)
     load_weights(model, state, str(folder))
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, config, str(folder))
-    return model.to(device).eval(), tokenizer
+    return model
 
 
 def check_tokenizer(
@@ -228,23 +248,27 @@ def load_hf_model(folder: str | Path, device: str = "cpu") -> Any:
     folder = Path(folder)
     # Read strictly first, because transformers replaces a missing tensor
     # by a random one and only logs it.
-    strict = MiniMind(load_config(folder))
-    load_weights(strict, read_weights(folder), str(folder))
+    load_strictly(folder)
+    check_digests(folder)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder.resolve()), dtype=torch.float32
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: {reason}") from error
+    except Exception as error:  # a damaged config can raise anything
+        raise CheckpointError(f"{folder}: {_reason(error)}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
     model = model.to(device)
     fit_attention(model)
     return model
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).splitlines() or [repr(error)])[0][:200]
 
 
 def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
@@ -267,7 +291,14 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
         raise CheckpointError(f"{path}: no such file, so no adapter here")
     if base is not None:
         return Path(base)
-    named = read_json(path).get("base_model_name_or_path") or ""
+    try:
+        named = read_json(path).get("base_model_name_or_path") or ""
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(named, str) or "\0" in named:
+        raise CheckpointError(
+            f"{path}: base_model_name_or_path must be a name, not {named!r}"
+        )
     # We store a path relative to the adapter; other tools store one relative
     # to their working directory, or an absolute one.
     for found in (adapter / named, Path(named)):
@@ -278,6 +309,26 @@ def adapter_base(adapter: str | Path, base: str | Path | None = None) -> Path:
         "model it was trained on with --base (one of the Hugging Face hub "
         "must be downloaded first)"
     )
+
+
+def _check_adapter(adapter: Path) -> None:
+    """Refuse an adapter that is no LoRA, or whose config names code."""
+    path = adapter / ADAPTER_CONFIG
+    try:
+        about = read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if about.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path}: peft_type is {about.get('peft_type')!r}; only 'LORA' "
+            "adapters can be read"
+        )
+    if about.get("megatron_config"):
+        # peft would import whatever module `megatron_core` names.
+        raise CheckpointError(
+            f"{path}: megatron_config names code to import, which is not "
+            "done; remove it"
+        )
 
 
 def load_adapter(
@@ -301,23 +352,24 @@ def load_adapter(
     adapter = Path(adapter)
     require_known_format(adapter)
     folder = adapter_base(adapter, base)
+    _check_adapter(adapter)
     with import_peft() as peft:
         try:
             model = peft.PeftModel.from_pretrained(
                 load_hf_model(folder), str(adapter)
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{adapter}: {reason}") from error
-        except Exception as error:
-            if "safetensor" not in type(error).__name__.lower():
+        except CheckpointError:
+            raise
+        except Exception as error:  # likewise
+            if isinstance(error, ImportError) and "torchao" in str(error):
                 raise
             raise CheckpointError(
-                f"{adapter}: damaged or cut short ({error})"
+                f"{adapter}: damaged or cut short ({_reason(error)})"
             ) from error
     # Adapters from other tools may come without a tokenizer.
     own = (adapter / "tokenizer.json").exists()
     tokenizer = load_tokenizer(adapter if own else folder)
+    check_digests(adapter)
     model = model.to(device).eval()
     fit_attention(model)
     return model, tokenizer
@@ -344,6 +396,11 @@ def load_merged(
     """
     adapted, tok = load_adapter(adapter, base=base)
     model = MiniMind(load_config(adapter_base(adapter, base)))
-    state = adapted.merge_and_unload().state_dict()
+    try:
+        state = adapted.merge_and_unload().state_dict()
+    except Exception as error:  # a damaged config can raise anything
+        raise CheckpointError(
+            f"{adapter}: cannot be merged ({_reason(error)})"
+        ) from error
     load_weights(model, state, str(adapter))
     return model.to(device).eval(), tok

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ from minimind_core.data import (
     RowStream,
     conversation_encoder,
     document_encoder,
+    left_out,
     open_source,
     parse_data,
     tokenizer_texts,
@@ -260,6 +262,20 @@ def _require_room(shape: ModelConfig, config: TrainConfig) -> None:
         )
 
 
+def _require_memory(shape: ModelConfig) -> None:
+    """Refuse a shape whose weights alone exceed this machine's memory."""
+    import psutil
+
+    size, memory = 4 * shape.num_parameters(), psutil.virtual_memory().total
+    if size > memory:
+        raise ConfigError(
+            f"a model of this shape has {shape.num_parameters():,} "
+            f"parameters, {size / 2**30:,.0f} GiB in float32, and this "
+            f"machine has {memory / 2**30:,.0f} GiB of memory; choose a "
+            "smaller one"
+        )
+
+
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
     """Restore torch's number of threads after training."""
@@ -330,14 +346,17 @@ def _finished(
 
 def _skipped(rows: Rows, config: TrainConfig) -> str:
     """Describe the records that were skipped; empty if none were."""
-    if not rows.skipped:
-        return ""
-    share = rows.skipped / rows.drawn
-    return (
-        f"left out {rows.skipped} of {rows.drawn} records ({share:.0%}): "
-        "they have no supervised token within their first "
-        f"{config.seq_len} tokens (--seq-len)"
-    )
+    bad = left_out(rows.source)
+    lines = [bad.describe()] if bad and bad.count else []
+    if count := rows.skipped - (bad.count if bad else 0):
+        refused = ", or the chat template refuses them" if bad else ""
+        lines.append(
+            f"left out {count} of {rows.drawn} records "
+            f"({count / rows.drawn:.0%}): they have no supervised token "
+            f"within their first {config.seq_len} tokens (--seq-len)"
+            f"{refused}"
+        )
+    return "\n".join(lines)
 
 
 def _train(
@@ -354,9 +373,15 @@ def _train(
 
     def begin() -> None:
         if folder.checkpoint is None:
-            folder.begin({**metadata, **trainer.metadata()})
-            # The run folder has its tokenizer from the first step on.
-            save_tokenizer(tok, folder.path)
+            new = not folder.path.exists()
+            try:
+                folder.begin({**metadata, **trainer.metadata()})
+                # The run folder has its tokenizer from the first step on.
+                save_tokenizer(tok, folder.path)
+            except BaseException:
+                if new:
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                raise
 
     def finish() -> None:
         write(trainer.model)
@@ -367,6 +392,8 @@ def _train(
         if text and trainer.processes.is_main:
             trainer.progress.say(text)
 
+    if (bad := left_out(rows.source)) and bad.count:
+        metadata = {**metadata, "bad_records": bad.count}
     say(folder.note)
     say(note)
     trainer.processes.once(begin)
@@ -506,6 +533,7 @@ def pretrain(
     if spec.language is None:
         start = replace(start, config=start.config.replace(packed=True))
     plan = _settle(start.config, was.get("config"), config, settings)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("pretrain", plan)
     _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
@@ -531,6 +559,7 @@ def pretrain(
             model = None
         shape = _with_vocabulary(shape, tok, model)
         _require_room(shape, plan)
+        _require_memory(shape)
         torch.manual_seed(plan.seed)
         net = MiniMind(shape)
     rows = Rows(
@@ -653,6 +682,7 @@ def sft(
     start = starting_settings("sft", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("sft", plan)
     _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
@@ -711,8 +741,12 @@ def _replayed(base: str | Path, metadata: Record, plan: TrainConfig) -> Any:
             f"{base} does not say what it was pretrained on, so that data "
             "cannot be replayed; use --replay 0"
         )
+    was = (metadata.get("train") or {}).get("on_bad_record")
     try:
-        return open_source(metadata["data"], "text", seed=plan.seed)
+        return open_source(
+            metadata["data"], "text", seed=plan.seed,
+            on_bad_record="skip" if was == "skip" else plan.on_bad_record,
+        )  # fmt: skip
     except DataError as error:
         raise DataError(
             f"{error} (this is the pretraining data of {base}, from which "
@@ -825,6 +859,7 @@ def train_lora(
     start = starting_settings("lora", shape, before, preset)
     plan = _settle(start.config, was.get("config"), config, settings)
     _require_room(shape, plan)
+    spec = replace(spec, on_bad_record=plan.on_bad_record)
     _refuse_without_effect("lora", plan)
     _refuse_unused(plan, own, config, settings)
     resolve(plan.device, plan.dtype)  # raises for a device not there
@@ -915,6 +950,7 @@ def run_journey(
     device: str | None = None,
     dtype: str | None = None,
     seed: int | None = None,
+    on_bad_record: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Journey:
@@ -937,6 +973,8 @@ def run_journey(
         Optimizer steps of each of the three trainings.
     device, dtype, seed
         As in `pretrain`.
+    on_bad_record : {"stop", "skip"}, optional
+        See `TrainConfig`; for every stage, the tokenizer's training included.
     resume : bool
         Continue a journey that was stopped.
     progress : bool
@@ -963,6 +1001,11 @@ def run_journey(
     elif chosen_chat.paths and not chosen_chat.part:
         chosen_lora = replace(chosen_chat, part="tenth")
         chosen_chat = replace(chosen_chat, part="rest")
+    if on_bad_record is not None:
+        chosen_text, chosen_chat, chosen_lora = (
+            replace(one, on_bad_record=on_bad_record)
+            for one in (chosen_text, chosen_chat, chosen_lora)
+        )
     # Check every file to its end before any training starts.
     open_source(chosen_text, "text")
     open_source(chosen_chat, "conversations")
@@ -972,6 +1015,7 @@ def run_journey(
     common: dict[str, Any] = {
         "device": device, "dtype": dtype, "seed": seed, "resume": resume,
         "steps": steps, "progress": progress, "preset": chosen,
+        **_given(on_bad_record=on_bad_record),
     }  # fmt: skip
 
     def make_tokenizer() -> None:

@@ -34,9 +34,10 @@ from minimind_core.checkpoint import (
     RUN_FORMAT,
     check_format,
     checkpoints,
+    file_digests,
 )
 from minimind_core.data import is_file_name
-from minimind_core.errors import OutputError
+from minimind_core.errors import CheckpointError, ConfigError, OutputError
 from minimind_core.files import read_json, require_new, write_json, writing
 from minimind_core.version import __version__
 
@@ -231,6 +232,8 @@ def write_metadata(
             "format": RUN_FORMAT,
             **portable(values, folder),
             "finished": finished,
+            # Of an unfinished run there is nothing yet to be sure of.
+            "files": file_digests(folder) if finished else {},
             "minimind_core": __version__,
             "torch": torch.__version__,
         },
@@ -263,15 +266,62 @@ def read_metadata(run: str | Path) -> Record:
     Raises
     ------
     CheckpointError
-        If another version of the package wrote it in another format.
+        If it is damaged, or another version of the package wrote it in
+        another format.
     """
     path = Path(run) / RUN_FILE
     if not path.exists():
         return {}
-    values = read_json(path)
+    try:
+        values = read_json(path)
+        check_metadata(values, path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     check_format(values, path)
     home = path.parent.resolve()
     return _moved(values, lambda name: os.path.normpath(home / name))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, str) and one and "\0" not in one for one in value
+    )
+
+
+def check_names(values: Mapping[str, Any], where: str | Path) -> None:
+    """Check what a file says of the data and the folders of a run.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is no name, or no list of names.
+    """
+    for name in ("base", "tokenizer", "preset", "stage"):
+        value = values.get(name)
+        if value is not None and not _are_names([value]):
+            raise ConfigError(f"{where}: {name} must be a name")
+    data = values.get("data")
+    if data and not _are_names([data] if isinstance(data, str) else data):
+        raise ConfigError(f"{where}: data must be a list of names")
+
+
+def check_metadata(values: Mapping[str, Any], where: str | Path) -> None:
+    """Check the types in a ``minimind.json``, which may be damaged.
+
+    Raises
+    ------
+    ConfigError
+        Naming what has another type.
+    """
+    check_names(values, where)
+    before = values.get("trained_on") or []
+    if not isinstance(before, list) or not all(map(_are_names, before)):
+        raise ConfigError(f"{where}: trained_on must be lists of names")
+    if not _are_names(values.get("own_code") or []):
+        raise ConfigError(f"{where}: own_code must be a list of names")
+    for name in ("train", "model", "runtime"):
+        if not isinstance(values.get(name), Mapping | None):
+            raise ConfigError(f"{where}: {name} must be an object")
 
 
 def _moved(values: Mapping[str, Any], move: Callable[[str], str]) -> Record:
@@ -319,13 +369,18 @@ def training_data(metadata: Mapping[str, Any]) -> list[list[str]]:
 def read_log(run: str | Path) -> list[Record]:
     """Read the records of a run's ``log.jsonl``.
 
-    A last line that a killed process left incomplete is skipped.
+    A line that is damaged is skipped, such as a last one that a killed
+    process left incomplete.
     """
     path = Path(run) / LOG_FILE
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line.decode())
+            if isinstance(record, dict) and isinstance(
+                record.get("step"), int
+            ):
+                records.append(record)
     return records

@@ -46,7 +46,7 @@ from minimind_core.cost import largest_rows
 from minimind_core.data import is_file_name
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json
-from minimind_core.run import RUN_FILE
+from minimind_core.run import RUN_FILE, check_metadata, check_names
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
 
@@ -189,8 +189,10 @@ def _load(path: Path) -> dict[str, Any]:
         values = _parse(path, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except ValueError as error:  # of TOML and of UTF-8 too
+    except (ValueError, OSError) as error:  # of TOML and of UTF-8 too
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected names and values")
     return values
@@ -251,6 +253,7 @@ def read_settings(
         TrainConfig(**sections["train"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    check_names(found, path)
     home = path.resolve().parent
     for name in ("base", "tokenizer"):
         if isinstance(found.get(name), str):
@@ -285,6 +288,7 @@ def _as_recorded(
     values: dict[str, Any], path: Path, stage: str, resume: bool
 ) -> dict[str, Any]:
     """Return the arguments that repeat a recorded run."""
+    check_metadata(values, path)
     check_format(values, path)
     found = values["stage"]
     if found != stage:
@@ -308,11 +312,13 @@ def _as_recorded(
     if kept.get("preset") not in PRESETS:
         # A custom preset; all of its settings are recorded.
         kept.pop("preset", None)
-    if not resume and "runtime" in values:
+    if not resume and values.get("runtime"):
         # What "auto" resolved to: results depend on it to the bit.
-        kept["train"] = kept["train"] | {
-            name: values["runtime"][name] for name in ("dtype", "threads")
-        }
+        kept["train"] = {**kept.get("train", {}), **{
+            name: values["runtime"][name]
+            for name in ("dtype", "threads")
+            if name in values["runtime"]
+        }}  # fmt: skip
     return kept
 
 

@@ -185,6 +185,23 @@ def train_tokenizer(
     return tokenizer
 
 
+LONGEST_WORD = 1000
+"""Longest word, in characters, from which merges are learnt. The time for one
+grows with the square of its length; what is longer is no word but data."""
+_RUN = re.compile(rf"\S{{1,{LONGEST_WORD}}}|\s{{1,{LONGEST_WORD}}}")
+
+
+def _short_words(text: str) -> Iterator[str]:
+    """Cut a text where a word, or the space between two, is too long."""
+    start = 0
+    if len(text) > LONGEST_WORD:
+        for run in _RUN.finditer(text):
+            if run.end() - run.start() == LONGEST_WORD:
+                yield text[start : run.end()]
+                start = run.end()
+    yield text[start:]
+
+
 class _Counted:
     """Passes texts on to the trainer and counts them."""
 
@@ -194,7 +211,7 @@ class _Counted:
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             self.characters += len(text)
-            yield text
+            yield from _short_words(text)
 
 
 def save_tokenizer(

@@ -68,7 +68,7 @@ Check = Callable[[nn.Module], Record]
 
 NO_EFFECT = {
     "log_every", "validate_every", "sample_every", "save_every",
-    "on_nonfinite", "max_skipped",
+    "on_nonfinite", "max_skipped", "on_bad_record",
 }  # fmt: skip
 """Settings that a resumed run may change, because they do not affect what
 the steps compute."""

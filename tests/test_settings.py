@@ -37,6 +37,7 @@ TYPED = {
         "beta2": "0.98", "momentum": "0.9", "weight_decay": "0.05",
         "warmup_ratio": "0.5", "schedule": "constant",
         "max_grad_norm": "2", "on_nonfinite": "skip", "max_skipped": "3",
+        "on_bad_record": "skip",
         "seed": "11", "log_every": "3", "validate_every": "4",
         "sample_every": "5", "save_every": "6", "replay": "0.25",
         "dtype": "float32", "device": "cpu", "threads": "1",

@@ -39,8 +39,10 @@ from minimind_core.data.sources import (
     HELD_OUT_EVERY,
     Files,
     InMemory,
+    LeftOut,
     Slice,
     Source,
+    left_out,
 )
 from minimind_core.data.specs import (
     MICROWORLD,
@@ -55,10 +57,12 @@ from minimind_core.data.specs import (
 
 __all__ = [
     "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Data", "DataSpec",
-    "Document", "Encoded", "Encoder", "Files", "InMemory", "Messages",
+    "Document", "Encoded", "Encoder", "Files", "InMemory", "LeftOut",
+    "Messages",
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
     "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "is_file_name", "next_rows",
+    "count_tokens", "document_encoder", "is_file_name", "left_out",
+    "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
     "record_kind", "tokenizer_texts",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minimind_core.chat import encode_conversations
 from minimind_core.data.records import Messages
+from minimind_core.errors import DataError
 from minimind_core.tokenizer import encode_documents
 
 if TYPE_CHECKING:
@@ -39,12 +40,32 @@ def document_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 
 def conversation_encoder(
-    tokenizer: PreTrainedTokenizerFast, seq_len: int
+    tokenizer: PreTrainedTokenizerFast,
+    seq_len: int,
+    *,
+    skip: bool = False,
 ) -> Encoder:
-    """Return an encoder of conversations that supervises the answers."""
+    """Return an encoder of conversations that supervises the answers.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+    seq_len : int
+        See `chat.encode_conversation`, whose ``max_length`` it is.
+    skip : bool
+        None, instead of an error, for a conversation that the tokenizer's
+        chat template refuses.
+    """
 
     def encode(batch: list[Messages]) -> list[Encoded | None]:
-        found = encode_conversations(tokenizer, batch, max_length=seq_len)
+        try:
+            found = encode_conversations(tokenizer, batch, max_length=seq_len)
+        except DataError:
+            if not skip:
+                raise
+            if len(batch) == 1:
+                return [None]
+            return [one for record in batch for one in encode([record])]
         return [one and Encoded(one.input_ids, one.labels) for one in found]
 
     return encode

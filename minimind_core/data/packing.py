@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minimind_core.data.encoding import Encoded, Encoder
-from minimind_core.data.sources import Source
+from minimind_core.data.sources import Source, left_out
 from minimind_core.errors import DataError
 from minimind_core.model import IGNORE_INDEX
 
@@ -75,7 +75,8 @@ class Rows:
     Attributes
     ----------
     skipped : int
-        Number of records so far without supervised tokens.
+        Number of records so far without supervised tokens, and of those that
+        the source has left out (`LeftOut`).
     """
 
     CHUNK = 64
@@ -94,7 +95,10 @@ class Rows:
             raise DataError("no records are left to train on")
         self.source, self.encode = source, encode
         self.seq_len, self.packed, self.seed = seq_len, packed, seed
-        self.drawn = self.skipped = 0
+        self.drawn = 0
+        bad = left_out(source)
+        self.skipped = bad.count if bad else 0
+        self._refused: DataError | None = None
         self.ready: list[Row] = []
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -117,9 +121,7 @@ class Rows:
 
     def _refill(self) -> None:
         chunk = range(self.drawn, self.drawn + self.CHUNK)
-        encoded = self.encode(
-            self.source.records([self._index(count) for count in chunk])
-        )
+        encoded = self._encode([self._index(count) for count in chunk])
         self.drawn += self.CHUNK
         self.skipped += sum(one is None for one in encoded)
         pieces = [
@@ -135,6 +137,26 @@ class Rows:
         pieces = [piece for piece in pieces if len(piece.input_ids) > 1]
         self.ready += pack(pieces, self.seq_len if self.packed else 0)
 
+    def _encode(self, indices: Sequence[int]) -> list[Encoded | None]:
+        """Encode records; of one that is refused, say which it is."""
+        records = self.source.records(indices)
+        try:
+            return self.encode(records)
+        except DataError:
+            if not hasattr(self.source, "place"):
+                raise
+        found: list[Encoded | None] = []
+        for index, record in zip(indices, records, strict=True):
+            try:
+                found += self.encode([record])
+            except DataError as error:
+                if left_out(self.source) is None:
+                    place = self.source.place(index)
+                    raise DataError(f"{place}: {error}") from None
+                self._refused = error
+                found.append(None)
+        return found
+
     def next_row(self) -> Row:
         """The next row.
 
@@ -148,6 +170,11 @@ class Rows:
             self._refill()
             limit = max(self.source.size or 0, 16 * self.CHUNK)
             if not self.ready and self.drawn - start > limit:
+                if self._refused:
+                    raise DataError(
+                        f"none of {self.drawn - start} records can be used; "
+                        f"the last error is: {self._refused}"
+                    )
                 raise DataError(
                     f"none of {self.drawn - start} records has a supervised "
                     f"token within {self.seq_len} tokens: raise --seq-len"

@@ -13,11 +13,12 @@ are refused with an error that says how to convert them.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimind_core.chat import validate_messages
+from minimind_core.chat import normalise, validate_messages
 from minimind_core.errors import DataError
 
 Document = str
@@ -25,6 +26,13 @@ Messages = list[dict[str, Any]]
 
 MESSAGES = "messages"
 """Another name for ``conversations``, which OpenAI's and trl's data use."""
+
+LONGEST_LINE = 2**20
+"""Longest line of a data file, in bytes. A whole novel has about as many; a
+longer line is more often a file that lost its line breaks, or an archive,
+and as one record it would hold up every step that it is in."""
+DEEPEST = 100
+"""How deep lists and objects in a conversation may be nested."""
 
 _STAGES = {"text": "pretrain", "conversations": "sft"}
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -45,8 +53,45 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
     )
 
 
-def record_kind(path: Path) -> str:
+def too_long(where: str) -> DataError:
+    """Return the error for a line of more than `LONGEST_LINE` bytes."""
+    return DataError(
+        f"{where}: longer than {LONGEST_LINE:,} bytes; write it as several "
+        "records (plain text, for example, with fold -s)"
+    )
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
+    """Yield the lines of a file, without ever holding a very long one.
+
+    Yields
+    ------
+    number, start, size : int
+        Of the line, from 1; where it begins and how long it is, in bytes.
+    raw : bytes or None
+        Its content; None if it is longer than `LONGEST_LINE`.
+    """
+    number = start = 0
+    with path.open("rb") as file:
+        while raw := file.readline(LONGEST_LINE + 1):
+            number += 1
+            size, whole = len(raw), len(raw) <= LONGEST_LINE
+            while raw and not whole and not raw.endswith(b"\n"):
+                raw = file.readline(LONGEST_LINE)
+                size += len(raw)
+            yield number, start, size, raw if whole else None
+            start += size
+
+
+def record_kind(path: Path, *, skip: bool = False) -> str:
     """Return the kind of a file's records, judged by the first one.
+
+    Parameters
+    ----------
+    path : Path
+    skip : bool
+        Judge by the first that is of either kind, because those before it
+        are left out.
 
     Returns
     -------
@@ -55,16 +100,18 @@ def record_kind(path: Path) -> str:
         an error that explains it.
     """
     if is_jsonl(path):
-        with path.open("rb") as file:
-            first = next((line for line in file if line.strip()), b"")
-        try:
-            record = json.loads(first.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            return "text"
-        if isinstance(record, dict) and (
-            {"conversations", MESSAGES} & record.keys()
-        ):
-            return "conversations"
+        for *_, raw in read_lines(path):
+            if raw is not None and not raw.strip():
+                continue
+            try:
+                record = json.loads((raw or b"").decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                record = None
+            keys = record.keys() if isinstance(record, dict) else set()
+            if {"conversations", MESSAGES} & keys:
+                return "conversations"
+            if "text" in keys or not skip:
+                break
     return "text"
 
 
@@ -101,6 +148,8 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
         raise DataError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno})"
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{where}: not readable JSON ({error})") from None
     except RecursionError:
         raise DataError(
             f"{where}: JSON nested too deeply; a record is an object with "
@@ -148,7 +197,8 @@ def check_record(record: Any, kind: str, where: str) -> Any:
         if name not in record:
             raise DataError(
                 f"{where}: expected a record with {kind!r}, found "
-                f"{sorted(record)}{_hint(record, kind)}"
+                f"{reprlib.repr(sorted(map(str, record)))}"
+                f"{_hint(record, kind)}"
             )
         if kind == "conversations" and record.get("tools"):
             raise DataError(
@@ -163,10 +213,18 @@ def check_record(record: Any, kind: str, where: str) -> Any:
         _check_unicode(value, where)
         return value
     _check_sharegpt(value, where)
+    # First of the record as it is, because what is nested without end could
+    # not even be validated; then of the tools, which may be JSON in a string.
+    _check_texts(value, where)
     validate_messages(value, where)
-    for text in _texts(value):
-        _check_unicode(text, where)
+    if any(m.get("tools") or m.get("tool_calls") for m in value):
+        _check_texts(normalise(value), where)
     return value
+
+
+def _check_texts(value: Any, where: str) -> None:
+    for text in _texts(value, where):
+        _check_unicode(text, where)
 
 
 def _check_unicode(text: str, where: str) -> None:
@@ -186,17 +244,22 @@ def _check_unicode(text: str, where: str) -> None:
         ) from None
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, where: str) -> Iterator[str]:
     """Yield all strings of nested lists and mappings, keys included."""
-    waiting = [value]
+    waiting = [(value, 0)]
     while waiting:
-        one = waiting.pop()
+        one, depth = waiting.pop()
         if isinstance(one, str):
             yield one
-        elif isinstance(one, Mapping):
-            waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, list | tuple):
-            waiting += one
+        elif isinstance(one, Mapping | list | tuple):
+            if depth == DEEPEST:
+                raise DataError(
+                    f"{where}: lists and objects are nested more than "
+                    f"{DEEPEST} deep; store such content as text"
+                )
+            inner = [*one.keys(), *one.values()] if isinstance(
+                one, Mapping) else one  # fmt: skip
+            waiting += [(item, depth + 1) for item in inner]
 
 
 def _an_array(where: str) -> DataError:

@@ -7,14 +7,16 @@
     training.records([0, 1])
 
 A file is checked to its last line before training starts, and only the
-offsets of its records are kept in memory. The endless sources of the
-microworld are in `minimind_core.microworld.sources`.
+offsets of its records are kept in memory. A record that cannot be used is an
+error that names its line, or is left out and counted (`LeftOut`). The endless
+sources of the microworld are in `minimind_core.microworld.sources`.
 """
 
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,8 @@ from minimind_core.data.records import (
     is_jsonl,
     not_utf8,
     parse_record,
+    read_lines,
+    too_long,
 )
 from minimind_core.errors import DataError
 
@@ -31,6 +35,52 @@ PIECE = 1000
 """Longest document, in characters, that plain text is cut into."""
 HELD_OUT_EVERY = 20
 """One in this many records of a file is held out for validation."""
+
+@dataclass
+class LeftOut:
+    """The records that a source has left out because they cannot be used.
+
+    Attributes
+    ----------
+    count : int
+    first : list of str
+        What is wrong with the first few of them, and where.
+    """
+
+    SHOWN = 5
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, error: DataError) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < self.SHOWN:
+            self.first.append(str(error))
+
+    def describe(self) -> str:
+        """Say how many were left out, and why; empty if none were."""
+        if not self.count:
+            return ""
+        lines = [f"left out {self.count} records that cannot be used:"]
+        lines += [f"  {error}" for error in self.first]
+        if self.count > len(self.first):
+            lines.append(f"  and {self.count - len(self.first)} more")
+        return "\n".join(lines)
+
+
+def left_out(source: Any) -> LeftOut | None:
+    """What a source has left out; None if a bad record is an error."""
+    found: LeftOut | None = getattr(source, "left_out", None)
+    return found
+
+
+def place_of(source: Any, index: int) -> str:
+    """Where a record comes from: its file and line, if it has any."""
+    if hasattr(source, "place"):
+        return str(source.place(index))
+    return f"record {index}"
+
 
 class Source(Protocol):
     """Records by index; `size` is None for an endless source."""
@@ -52,15 +102,26 @@ class Files:
         ``.jsonl`` with one record per line, or plain text.
     kind : {"text", "conversations"}
         The required kind of records.
+    skip : bool
+        Leave out a record, or a line of plain text, that cannot be used.
+
+    Attributes
+    ----------
+    left_out : LeftOut or None
+        What was left out; None without `skip`.
 
     Raises
     ------
     DataError
-        Naming the file and the line of the first record that is wrong.
+        Naming the file and the line of the first record that is wrong; or if
+        a file has no record that can be used.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: str) -> None:
+    def __init__(
+        self, paths: Sequence[Path], kind: str, *, skip: bool = False
+    ) -> None:
         self.paths, self.kind = tuple(paths), kind
+        self.left_out = LeftOut() if skip else None
         self.files = array.array("I")
         self.starts = array.array("Q")
         self.lengths = array.array("Q")
@@ -71,63 +132,101 @@ class Files:
                     f"{path}: conversations must be .jsonl, with one "
                     '{"conversations": [...]} per line'
                 )
-            before = len(self.starts)
-            for start, length in pieces(path):
+            before, bad = len(self.starts), LeftOut()
+            for start, length in pieces(path, bad):
                 self.files.append(number)
                 self.starts.append(start)
                 self.lengths.append(length)
             if len(self.starts) == before:
+                if bad.count:
+                    raise DataError(
+                        f"{path}: none of its {bad.count} records can be "
+                        f"used; the first error is: {bad.first[0]}"
+                    )
                 raise DataError(f"{path}: empty, no records to train on")
         self.size = len(self.starts)
 
-    def _lines(self, path: Path) -> Iterable[tuple[int, int]]:
-        start = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    parse_record(line, self.kind, where)
-                    yield start, len(line)
-                start += len(line)
+    def _bad(self, error: DataError, bad: LeftOut) -> None:
+        """Leave a record out, or raise what is wrong with it."""
+        if self.left_out is None:
+            raise error from None
+        bad.add(error)
+        self.left_out.add(error)
 
-    def _pieces(self, path: Path) -> Iterable[tuple[int, int]]:
+    def _lines(self, path: Path, bad: LeftOut) -> Iterator[tuple[int, int]]:
+        for number, start, size, line in read_lines(path):
+            where = f"{path}, line {number}"
+            if line is None:
+                self._bad(too_long(where), bad)
+            elif line.strip():
+                try:
+                    parse_record(line, self.kind, where)
+                except DataError as error:
+                    self._bad(error, bad)
+                else:
+                    yield start, size
+
+    def _pieces(self, path: Path, bad: LeftOut) -> Iterator[tuple[int, int]]:
         """Cut plain text at separator lines, else at blank lines."""
         start = size = characters = 0
         written = False
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise not_utf8(f"{path}, line {number}", error) from None
-                ends = text.strip() == SEPARATOR
-                size += len(line)
-                characters += len(text)
-                written |= bool(text.strip()) and not ends
-                # Cut at the end of a paragraph once the piece is long
-                # enough, or at a line's if there are no paragraphs.
-                blank = not text.strip() and characters > PIECE // 2
-                if ends or blank or characters >= PIECE:
-                    if written:
-                        yield start, size - len(line) * ends
-                    start, size, characters = start + size, 0, 0
-                    written = False
+        for number, begin, length, line in read_lines(path):
+            where = f"{path}, line {number}"
+            try:
+                if line is None:
+                    raise too_long(where)
+                text = line.decode("utf-8")
+            except (DataError, UnicodeDecodeError) as error:
+                if isinstance(error, UnicodeDecodeError):
+                    error = not_utf8(where, error)
+                self._bad(error, bad)
+                if written:
+                    yield start, size
+                start, size, characters = begin + length, 0, 0
+                written = False
+                continue
+            ends = text.strip() == SEPARATOR
+            size += length
+            characters += len(text)
+            written |= bool(text.strip()) and not ends
+            # Cut at the end of a paragraph once the piece is long
+            # enough, or at a line's if there are no paragraphs.
+            blank = not text.strip() and characters > PIECE // 2
+            if ends or blank or characters >= PIECE:
+                if written:
+                    yield start, size - length * ends
+                start, size, characters = start + size, 0, 0
+                written = False
         if written:
             yield start, size
 
+    def place(self, index: int) -> str:
+        """File and line of a record."""
+        path, start = self.paths[self.files[index]], self.starts[index]
+        number = next(
+            (n for n, begin, _, _ in read_lines(path) if begin >= start), 0
+        )
+        return f"{path}, line {number}"
+
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records with these indices, in this order."""
-        found = []
-        for i in indices:
-            path = self.paths[self.files[i]]
+        return [self._record(i) for i in indices]
+
+    def _record(self, index: int) -> Any:
+        path = self.paths[self.files[index]]
+        try:
             with path.open("rb") as file:
-                file.seek(self.starts[i])
-                raw = file.read(self.lengths[i])
+                file.seek(self.starts[index])
+                raw = file.read(self.lengths[index])
             if is_jsonl(path):
-                found.append(parse_record(raw, self.kind, str(path)))
-            else:
-                found.append(raw.decode("utf-8-sig").strip("\n"))
-        return found
+                return parse_record(raw, self.kind, str(path))
+            return raw.decode("utf-8-sig").strip("\n")
+        except (OSError, DataError, UnicodeDecodeError) as error:
+            # It could be read when the file was opened.
+            raise DataError(
+                f"{path}: changed while it was in use ({error}); restore it, "
+                "and continue with --resume, or start another run"
+            ) from None
 
 
 class InMemory:
@@ -140,11 +239,19 @@ class InMemory:
         `datasets.Dataset`. Each record is a text or a list of messages, or
         a mapping with the keys of a ``.jsonl`` line.
     kind : {"text", "conversations"}
+    skip : bool
+        Leave out a record that cannot be used.
+
+    Attributes
+    ----------
+    left_out : LeftOut or None
+        What was left out; None without `skip`.
 
     Raises
     ------
     DataError
-        Naming the number of the first record that is wrong.
+        Naming the number of the first record that is wrong; or if none can
+        be used.
 
     Examples
     --------
@@ -152,12 +259,32 @@ class InMemory:
     >>> stream = Rows(source, document_encoder(tokenizer), seq_len=128)
     """
 
-    def __init__(self, records: Sequence[Any], kind: str = "text") -> None:
-        self.size = len(records)
-        self._records = [
-            check_record(records[i], kind, f"record {i}")
-            for i in range(self.size)
-        ]
+    def __init__(
+        self, records: Sequence[Any], kind: str = "text", *,
+        skip: bool = False,
+    ) -> None:  # fmt: skip
+        self.left_out = LeftOut() if skip else None
+        self._records, self._numbers = [], array.array("Q")
+        for i in range(len(records)):
+            try:
+                record = check_record(records[i], kind, f"record {i}")
+            except DataError as error:
+                if self.left_out is None:
+                    raise
+                self.left_out.add(error)
+            else:
+                self._records.append(record)
+                self._numbers.append(i)
+        self.size = len(self._records)
+        if self.left_out and self.left_out.count and not self.size:
+            raise DataError(
+                f"none of the {self.left_out.count} records can be used; the "
+                f"first error is: {self.left_out.first[0]}"
+            )
+
+    def place(self, index: int) -> str:
+        """Number of a record among those that were given."""
+        return f"record {self._numbers[index]}"
 
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records with these indices, in this order."""
@@ -186,11 +313,15 @@ class Slice:
         if source.size == 1:
             # Too few records to hold any out: validate on training data.
             chosen = {0} if held_out else set()
-        self.source = source
+        self.source, self.left_out = source, left_out(source)
         self.indices = [
             i for i in range(source.size) if (i in chosen) == held_out
         ]
         self.size = len(self.indices)
+
+    def place(self, index: int) -> str:
+        """Where a record of the part comes from."""
+        return place_of(self.source, self.indices[index])
 
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records at these indices of the part."""

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from minimind_core.microworld import (
 
 MICROWORLD = "microworld"
 MEMORY = "memory"
+ON_BAD_RECORD = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,23 @@ class DataSpec:
     memory : Source or list, optional
         Records in memory. A list is checked in `open_source`, where its
         kind is known.
+    on_bad_record : {"stop", "skip"}
+        Whether a record that cannot be used is an error, or is left out and
+        counted.
     """
 
     language: str | None
     paths: tuple[Path, ...] = ()
     part: str = ""
     memory: Any = field(default=None, compare=False, repr=False)
+    on_bad_record: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.on_bad_record not in ON_BAD_RECORD:
+            raise DataError(
+                f"on_bad_record must be {' or '.join(ON_BAD_RECORD)}, not "
+                f"{self.on_bad_record!r}"
+            )
 
     def names(self) -> list[str]:
         """Names that `parse_data` accepts, to be recorded in the metadata.
@@ -203,6 +215,7 @@ def open_source(
     *,
     seed: int = 0,
     held_out: bool = False,
+    on_bad_record: str | None = None,
 ) -> Source:
     """Open the records of a data specification.
 
@@ -218,14 +231,20 @@ def open_source(
     held_out : bool
         Return the records that training never sees: those of another seed,
         or, for finite data, one record in `HELD_OUT_EVERY`.
+    on_bad_record : {"stop", "skip"}, optional
+        What happens to a record of a file or a list that cannot be used: an
+        error, or it is left out and counted in the source's ``left_out``. If
+        not given, as `data` says if it is a `DataSpec`, otherwise an error.
 
     Raises
     ------
     DataError
-        For an invalid record, or if records were to be held out of an
-        endless source.
+        For an invalid record, if no record can be used, or if records were to
+        be held out of an endless source.
     """
     spec = parse_data(data)
+    if on_bad_record is not None:
+        spec = replace(spec, on_bad_record=on_bad_record)
     if spec.language is not None:
         if kind == "text":
             return MicroworldStories(spec.language, seed, held_out=held_out)
@@ -263,25 +282,30 @@ def open_records(spec: DataSpec, kind: str) -> Source:
         For an invalid record.
     """
     wanted = "text" if kind == "text" else "conversations"
+    skip = spec.on_bad_record == "skip"
     if spec.memory is None:
         stamps = tuple(path.stat().st_mtime_ns for path in spec.paths)
-        return _open_files(spec.paths, wanted, stamps)
+        return _open_files(spec.paths, wanted, stamps, skip)
     if isinstance(spec.memory, list):
-        return InMemory(spec.memory, wanted)
+        return InMemory(spec.memory, wanted, skip=skip)
     found: Source = spec.memory
     return found
 
 
 @functools.lru_cache(maxsize=4)
 def _open_files(
-    paths: tuple[Path, ...], kind: str, stamps: tuple[int, ...]
+    paths: tuple[Path, ...], kind: str, stamps: tuple[int, ...], skip: bool
 ) -> Files:
     """Open files; training and validation share one scan of a large file."""
-    return Files(paths, kind)
+    return Files(paths, kind, skip=skip)
 
 
 def tokenizer_texts(
-    data: Data, chat: Data | None = None, count: int = 3000
+    data: Data,
+    chat: Data | None = None,
+    count: int = 3000,
+    *,
+    on_bad_record: str | None = None,
 ) -> Iterable[str]:
     """Yield the texts on which a tokenizer for this data is trained.
 
@@ -293,6 +317,8 @@ def tokenizer_texts(
     count : int
         Maximum number of documents, and of conversations, to read from an
         endless source; files are read to the end.
+    on_bad_record : {"stop", "skip"}, optional
+        See `open_source`.
 
     Yields
     ------
@@ -301,16 +327,17 @@ def tokenizer_texts(
     spec = parse_data(data)
     if chat is None and spec.language is not None:
         chat = spec
-    source = open_source(spec, "text")
+    source = open_source(spec, "text", on_bad_record=on_bad_record)
     yield from _each(source, count)
     kinds = ("conversations", "skill")
     if chat is None:
         return
     chat = parse_data(chat)
     for kind in kinds if chat.language else kinds[:1]:
-        for messages in _each(open_source(chat, kind), count // 2):
+        talks = open_source(chat, kind, on_bad_record=on_bad_record)
+        for messages in _each(talks, count // 2):
             for message in messages:
-                yield f"{message['role']}\n{message['content']}"
+                yield f"{message['role']}\n{message.get('content') or ''}"
 
 
 def _each(source: Source, count: int) -> Iterable[Any]:
