@@ -157,7 +157,7 @@ def test_every_stage_is_fetched_and_nothing_is_trained(
     said = capsys.readouterr().out
     assert said.count("\n") == len(STAGES)
     for part in (
-        f"merged: fetched from {site.url} (", "made on 2023-11-14",
+        f"\nmerged: fetched from {site.url} (", "made on 2023-11-14",
         f"with torch {torch.__version__} (here {torch.__version__})",
         "in bfloat16 on Some Processor",
     ):  # fmt: skip
@@ -184,7 +184,7 @@ def test_studies_and_the_adapter_are_fetched(site, trained, capsys):
     base = (greeting / about["base"]).resolve()
     assert base == get_stage("hf").resolve(), "the adapter lost its base"
     assert trained == []
-    assert "twice: fetched" in capsys.readouterr().out
+    assert "\ntwice: fetched" in capsys.readouterr().out
 
 
 def test_the_same_files_are_published_once(site):
@@ -400,7 +400,9 @@ def dripping(handler):
     handler.send_response(200)
     handler.end_headers()
     try:
-        while not handler.server.stopped.wait(0.05):
+        for _ in range(200):
+            if handler.server.stopped.wait(0.05):
+                break
             handler.wfile.write(b" ")
             handler.wfile.flush()
     except OSError:

@@ -59,8 +59,9 @@ def set_up(book: str = "") -> None:
     if on_colab() and _old_torchao():
         _pip("uninstall", "--yes", "torchao")
         print("removed Colab's torchao, which is too old for peft")
-    if book and on_colab():
-        os.environ.setdefault(VARIABLE, book)
+    if book and on_colab() and VARIABLE not in os.environ:
+        os.environ[VARIABLE] = book
+        print(f"Trained models are fetched from {book}, if they fit.")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # they remain in a page as static bars

@@ -41,6 +41,8 @@ from typing import Any, NamedTuple
 from minimind_core.version import __version__
 
 VARIABLE = "MINIMIND_STAGES"
+"""The environment variable with the address of a published book, or off."""
+
 FOLDER = "_static/stages"
 """Where a built book offers them, below its own address."""
 
@@ -108,6 +110,7 @@ def fetch(
     site = address()
     if not site:
         return False
+    short = re.split("[/-]", name)[-1]  # without size, data and digest
     try:
         entries = _index(site, digest)
         if entries is None:
@@ -117,14 +120,14 @@ def fetch(
         entry = entries[name]
         _bring(f"{site}/{FOLDER}/{digest}", entry, target)
     except Refused as error:
-        _complain(f"{name} is made here, not fetched from {site}: {error}")
+        _complain(f"{short} is made here, not fetched from {site}: {error}")
         return False
     except OSError as error:  # of the disk; those of the network are Refused
-        _complain(f"{name} cannot be kept here: {error}")
+        _complain(f"{short} cannot be kept here: {error}")
         return False
     if progress:
         size = sum(item.size for item in entry.files.values())
-        print(f"{name}: {_told(entry, size, site)}", flush=True)
+        print(f"{short}: {_told(entry, size, site)}", flush=True)
     return True
 
 
