@@ -554,8 +554,12 @@ def test_a_build_fetches_nothing_and_offers_what_it_has(
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "author"))
     out = tmp_path / "out"
     app = SimpleNamespace(
-        builder=SimpleNamespace(name="html"), outdir=str(out)
-    )
+        builder=SimpleNamespace(name="html"), outdir=str(out),
+        srcdir=str(tmp_path),
+    )  # fmt: skip
+    connected["build-finished"](app, None)
+    assert not out.exists(), "no notebook here uses a stage"
+    app.srcdir = str(ROOT)
     connected["build-finished"](app, RuntimeError("no"))
     assert not out.exists()
     connected["build-finished"](app, None)

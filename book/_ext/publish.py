@@ -16,9 +16,19 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 
 
+def uses_models(folder: Path) -> bool:
+    """Whether a notebook in the book's folder uses a trained stage."""
+    return any(
+        "get_stage(" in path.read_text("utf8")
+        for path in folder.glob("book/*.ipynb")
+    )
+
+
 def offer_models(app: Sphinx, exception: Exception | None) -> None:
     """Write the models and the index of what there is."""
     if exception or app.builder.name != "html":
+        return
+    if not uses_models(Path(app.srcdir)):
         return
     from minimind_core.book.published import FOLDER
     from minimind_core.book.publishing import publish
