@@ -19,6 +19,8 @@ export OMP_NUM_THREADS ?= 1
 # explains.
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
+# What is built and tested here is trained here, not fetched.
+export MINIMIND_STAGES := off
 # How many tests, studies or notebooks run at a time.
 export WORKERS ?= 2
 

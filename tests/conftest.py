@@ -17,6 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Nothing that the tests need is on a server.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Not even if whoever runs them has set an address.
+os.environ["MINIMIND_STAGES"] = "off"
 
 import pytest
 

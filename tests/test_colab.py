@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -131,6 +132,37 @@ def test_colab_is_known_by_its_own_module(monkeypatch):
     assert not colab.on_colab()
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     assert colab.on_colab()
+
+
+BOOK = "https://you.github.io/book"
+
+
+@pytest.mark.parametrize(
+    ("on_colab", "chosen", "expected"),
+    [
+        (True, None, BOOK),
+        (True, "off", "off"),
+        (True, "http://localhost:8000", "http://localhost:8000"),
+        (False, None, None),
+    ],
+)
+def test_models_are_fetched_on_colab_alone(
+    calls, monkeypatch, on_colab, chosen, expected
+):
+    pretend(monkeypatch, on_colab=on_colab)
+    # Set first, so that it is taken back when the test ends.
+    monkeypatch.setenv("MINIMIND_STAGES", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("MINIMIND_STAGES")
+    colab.set_up(BOOK)
+    assert os.environ.get("MINIMIND_STAGES") == expected
+
+
+def test_without_an_address_colab_too_fetches_nothing(calls, monkeypatch):
+    pretend(monkeypatch, on_colab=True)
+    monkeypatch.delenv("MINIMIND_STAGES")
+    colab.set_up()
+    assert "MINIMIND_STAGES" not in os.environ
 
 
 @pytest.mark.packaging

@@ -91,6 +91,7 @@ def test_a_new_address_goes_everywhere_and_back(tree):
         where = f"/github/me/my.fork/blob/main/book/{path.name})"
         assert where in badge and "assert" not in set_up
         assert f'address = "{url}"' in set_up
+        assert 'set_up("https://me.github.io/my.fork")' in set_up
 
     repository.stamp(tree, f"https://github.com/{old}")
     assert texts(tree) == before

@@ -54,6 +54,25 @@ def test_the_key_is_the_code_and_not_its_comments(tmp_path, monkeypatch):
     assert changed(table, '"mia": "Mia",', '"mia":   "Mia",') == before
 
 
+@pytest.mark.parametrize("name", ["torch", *stages.LIBRARIES])
+def test_another_version_of_a_library_trains_again(name, monkeypatch):
+    code, local = stages.code_digest(), stages.local_digest()
+    assert local == stages.local_digest() != code
+    real = stages.metadata.version
+    monkeypatch.setattr(
+        stages.metadata,
+        "version",
+        lambda asked: "99.1" if asked == name else real(asked),
+    )
+    if name == "torch":
+        monkeypatch.setattr(stages.torch, "__version__", "99.1")
+    assert stages.versions()[name] == "99.1"
+    stages.code_digest.cache_clear()
+    assert stages.local_digest() != local
+    # What is published is known by its code alone.
+    assert stages.code_digest() == code
+
+
 def test_an_unknown_stage_names_the_known_ones():
     with pytest.raises(ConfigError, match="tokenizer, pretrain, sft"):
         get_stage("dpo")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from minimind_core.book import studies
+from minimind_core.book import stages, studies
 from minimind_core.book.jobs import Job, run_jobs
 from minimind_core.book.stages import STAGES
+from minimind_core.cache import cache_folder
 from minimind_core.errors import ConfigError
 from minimind_core.files import write_json
 
@@ -36,7 +37,7 @@ def test_a_study_is_computed_once_for_each_size(counted):
 
 def test_other_code_makes_another_result(counted, tmp_path, monkeypatch):
     studies.get_study("twice")
-    monkeypatch.setattr(studies, "code_digest", lambda: "other")
+    monkeypatch.setattr(stages, "local_digest", lambda: "other")
     assert studies.get_study("twice") == ["tiny", 2]
     left = [path.name for path in (tmp_path / "studies").glob("*.json")]
     assert len(left) == 1 and left[0].startswith("other-"), left
@@ -70,7 +71,8 @@ def test_missing_studies_are_computed_in_other_processes(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    kept = studies._file_of("sampling", "tiny")
+    shelf = stages.find_shelf()
+    kept = studies._file_of("sampling", "tiny", shelf)
     kept.parent.mkdir()
     write_json(kept, {"result": "of sampling"})
     asked = []
@@ -79,7 +81,8 @@ def test_missing_studies_are_computed_in_other_processes(
         asked.append(([*jobs], workers, progress))
         for name in jobs:
             write_json(
-                studies._file_of(name, "tiny"), {"result": f"of {name}"}
+                studies._file_of(name, "tiny", shelf),
+                {"result": f"of {name}"},
             )
 
     monkeypatch.setattr(studies, "run_jobs", run)
@@ -113,7 +116,7 @@ def test_every_study_names_the_stage_it_begins_with():
 
 
 def test_the_books_studies_return_what_json_can_hold():
-    kept = Path(studies.cache_folder() / "studies")
+    kept = Path(cache_folder() / "studies")
     for name, study in studies.studies().items():
         assert callable(study) and study.__doc__, name
         for file in kept.glob(f"*-tiny-{name}.json"):

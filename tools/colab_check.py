@@ -127,6 +127,7 @@ def settings(kind: str, copy: Path, folder: Path) -> dict[str, str]:
     found = {k: v for k, v in os.environ.items() if k not in mine}
     found |= {
         "COLAB_RELEASE_TAG": "release-colab-check",
+        "MINIMIND_STAGES": "off",  # nothing is published by a stranger
         "JUPYTER_PATH": str(folder / "jupyter"),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{copy.as_uri()}.insteadOf",

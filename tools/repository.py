@@ -6,9 +6,10 @@
 
 The address has one home, `repository: url:` in `_config.yml`. From there it
 goes into the badge and the set-up cell of each notebook, and into the links
-of the files named in `FILES`. Without an address, the notebooks are stamped
-with the one that stands: a new notebook gets its badge and its set-up cell,
-an edited one gets them back.
+of the files named in `FILES`. The set-up cell also names the pages that
+GitHub publishes, from which chapters on Colab fetch trained models. Without
+an address, the notebooks are stamped with the one that stands: a new notebook
+gets its badge and its set-up cell, an edited one gets them back.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if importlib.util.find_spec("minimind_core") is None:
 
 from minimind_core.book.colab import set_up
 
-set_up()"""
+set_up({book})"""
 # Somebody may own that name: nothing is to be installed from there.
 NOBODY = f'''\
     assert "/{UNSET}/" not in address, "make repository URL=... sets it"
@@ -77,10 +78,20 @@ def address(root: Path) -> tuple[str, str]:
     return slug_of(setting[2]), branch[1]
 
 
+def pages(slug: str) -> str:
+    """Where GitHub publishes the book of a repository."""
+    owner, _, name = slug.partition("/")
+    return f"https://{owner.lower()}.github.io/{name}"
+
+
 def set_up_cell(slug: str) -> str:
     """The source of the set-up cell."""
-    unset = NOBODY if slug.startswith(f"{UNSET}/") else ""
-    return SET_UP.format(slug=slug, unset=unset)
+    nobody = slug.startswith(f"{UNSET}/")
+    return SET_UP.format(
+        slug=slug,
+        unset=NOBODY if nobody else "",
+        book="" if nobody else f'"{pages(slug)}"',
+    )
 
 
 def stamped_text(text: str, old: str, new: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import execution
 import frames
 import live
+import publish
 import vendor
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -377,6 +378,7 @@ def no_dead_links(app: Sphinx, config: Any) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     execution.setup(app)
     live.setup(app)
+    publish.setup(app)
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)

@@ -1,5 +1,8 @@
 """Train every stage and compute every study that the pages show.
 
+Nothing is fetched from the published book: the pages say that their models
+were trained where they were built.
+
     python -m minimind_core.book             # what `make stages` does
     python -m minimind_core.book --clear     # remove the cache
 """
@@ -12,6 +15,7 @@ import shutil
 from functools import partial
 
 from minimind_core.book.jobs import Job, run_jobs
+from minimind_core.book.published import VARIABLE
 from minimind_core.book.stages import STAGES, get_stage
 from minimind_core.book.studies import (
     get_studies,
@@ -56,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         shutil.rmtree(cache_folder(), ignore_errors=True)
         print(f"removed {cache_folder()}")
         return
+    os.environ[VARIABLE] = "off"  # in the processes that are started, too
     print(f"results are cached in {cache_folder()}", flush=True)
     if options.jobs > 1:
         run_jobs(everything(), options.jobs)

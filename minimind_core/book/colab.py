@@ -6,6 +6,9 @@
 The first cell of each chapter calls this, after installing this package if
 necessary. On a machine that has everything it only prints the device. Colab's
 own versions of torch, transformers and ipywidgets are kept.
+
+On Colab, whose machines are empty each time, chapters may fetch trained
+models from the published book, if the first cell names its address.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import textwrap
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
+from minimind_core.book.published import VARIABLE
 from minimind_core.threads import set_wait_policy
 
 # Modules that the chapters import but the package does not depend on, with
@@ -33,8 +37,15 @@ NEEDED = {
 TORCHAO = (0, 16)
 
 
-def set_up() -> None:
+def set_up(book: str = "") -> None:
     """Install missing packages, and print the device and its dtype.
+
+    Parameters
+    ----------
+    book : str
+        Address of the published book. On Colab, trained models are fetched
+        from there, unless ``MINIMIND_STAGES`` says otherwise; elsewhere
+        nothing is fetched unless that variable is set.
 
     Raises
     ------
@@ -48,6 +59,9 @@ def set_up() -> None:
     if on_colab() and _old_torchao():
         _pip("uninstall", "--yes", "torchao")
         print("removed Colab's torchao, which is too old for peft")
+    if book and on_colab() and VARIABLE not in os.environ:
+        os.environ[VARIABLE] = book
+        print(f"Trained models are fetched from {book}, if they fit.")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # they remain in a page as static bars

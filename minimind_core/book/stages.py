@@ -5,8 +5,16 @@
 
     python -m minimind_core.book       # train everything the pages need
 
-The cache key includes a digest of the code that trains a model. An edit to
-that code retrains the models; an edit to a comment or a docstring does not.
+The cache key includes a digest of the code that trains a model, and the
+versions of the libraries that it trains with. An edit to that code retrains
+the models, and so does an upgrade; an edit to a comment or a docstring does
+not.
+
+If an address is set, stages are fetched from the published book instead, as
+`minimind_core.book.published` explains. They are kept apart from those that
+were trained here, in the folder ``published`` of the cache, so that a book
+that is built here shows what was trained here. As soon as this machine has
+begun to train a model itself, it uses its own.
 """
 
 from __future__ import annotations
@@ -19,12 +27,15 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import minimind_core
 from minimind_core.adapters import merge_lora
+from minimind_core.book import published
 from minimind_core.cache import cache_folder
 from minimind_core.callbacks import Callback, Training
 from minimind_core.checkpoint import weights_of
@@ -46,6 +57,9 @@ BESIDE = {
 }  # fmt: skip
 KEEP = 3
 
+# Libraries that, besides torch, have a part in what a trained model is.
+LIBRARIES = ("transformers", "tokenizers", "peft", "safetensors")
+
 SNAPSHOTS = (20, 60, 150, 300, 600)
 """After these steps of pretraining the weights are kept: see
 `get_snapshots`."""
@@ -57,7 +71,7 @@ def code_digest() -> str:
 
     It ignores comments, docstrings and modules that only display results or
     start training. It includes the data that the code reads, and the
-    version of torch.
+    settings, but no versions of libraries: see `local_digest`.
     """
     root = Path(minimind_core.__file__).parent
     files = [
@@ -65,7 +79,20 @@ def code_digest() -> str:
         for file in sorted((*root.rglob("*.py"), *root.rglob("*.json")))
         if file.relative_to(root).parts[0].removesuffix(".py") not in BESIDE
     ]
-    return digest(files, torch.__version__)
+    return digest(files, "")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each library that a model is trained with."""
+    found = {"torch": torch.__version__}
+    return found | {name: metadata.version(name) for name in LIBRARIES}
+
+
+def local_digest() -> str:
+    """Return a digest of the code, and of the libraries installed here."""
+    found = hashlib.sha256(code_digest().encode())
+    found.update(json.dumps(versions()).encode())
+    return found.hexdigest()[:12]
 
 
 def digest(files: Iterable[Path], start: str) -> str:
@@ -101,6 +128,78 @@ def digest(files: Iterable[Path], start: str) -> str:
     return found.hexdigest()[:12]
 
 
+class Shelf(NamedTuple):
+    """A place in the cache where the results of one version lie.
+
+    Attributes
+    ----------
+    base : Path
+        The cache, or in it the folder of what was fetched.
+    digest : str
+        With this the names of the results begin.
+    fetched : bool
+        Whether what is missing there may be fetched.
+    """
+
+    base: Path
+    digest: str
+    fetched: bool
+
+    def stages(self, suffix: str) -> Path:
+        """Return the folder of the stages of one size, data and seed."""
+        return self.base / "stages" / f"{self.digest}-{suffix}"
+
+    def fetch(self, name: str, target: Path, progress: bool) -> bool:
+        """Fetch an entry into this shelf, if that is what it is for."""
+        if not self.fetched:
+            return False
+        return published.fetch(
+            name, target, code_digest(), progress=progress
+        )
+
+
+def find_shelf(
+    preset: str = "tiny",
+    *,
+    data: str = "microworld",
+    seed: int = 0,
+    train: bool = False,
+    progress: bool = True,
+) -> Shelf:
+    """Return where results are kept: those made here, or those fetched.
+
+    Parameters
+    ----------
+    preset, data, seed
+        As in `get_stage`.
+    train : bool
+        Fetch nothing, and use nothing that was fetched.
+    progress : bool
+        Print what is fetched.
+
+    Returns
+    -------
+    Shelf
+        For what is fetched, if an address is set, nothing was trained here
+        yet, and the tokenizer, with which everything begins, can be had.
+    """
+    suffix = _suffix(get_preset(preset).name, str(parse_data(data)), seed)
+    own = Shelf(cache_folder(), local_digest(), fetched=False)
+    if train or not published.address() or own.stages(suffix).exists():
+        return own
+    theirs = Shelf(cache_folder() / "published", code_digest(), fetched=True)
+    folder = theirs.stages(suffix)
+    with locked(folder.parent, f"{folder.name}-{STAGES[0]}"):
+        first = folder / STAGES[0]
+        name = f"{suffix}/{STAGES[0]}"
+        if first.exists():
+            return theirs
+        if theirs.fetch(name, first, progress):
+            _forget_old(folder.parent, folder)
+            return theirs
+    return own
+
+
 def get_stage(
     name: str,
     *,
@@ -108,6 +207,7 @@ def get_stage(
     data: str = "microworld",
     seed: int = 0,
     progress: bool = True,
+    train: bool = False,
 ) -> Path:
     """Return the folder of a trained stage, training it if necessary.
 
@@ -120,7 +220,11 @@ def get_stage(
         ``microworld`` or ``microworld:zh``.
     seed : int
     progress : bool
-        Print progress if it has to be trained now.
+        Print progress if it has to be trained now, and where it came from
+        if it is fetched.
+    train : bool
+        Fetch nothing from the published book, even if its address is set,
+        but train here what was not trained here yet.
 
     Returns
     -------
@@ -137,21 +241,37 @@ def get_stage(
             f"unknown stage {name!r}; expected one of {', '.join(STAGES)}"
         )
     size = get_preset(preset).name
-    spec = parse_data(data)
-    key = f"{code_digest()}-{str(spec).replace(':', '-')}-{seed}"
-    if size != "tiny":
-        key += f"-{size}"
-    base = cache_folder() / "stages"
-    folder = base / key
+    spec = str(parse_data(data))
+    shelf = find_shelf(
+        size, data=data, seed=seed, train=train, progress=progress
+    )
+    suffix = _suffix(size, spec, seed)
+    folder = shelf.stages(suffix)
+    base, key = folder.parent, folder.name
     fresh = not folder.exists()
+    before = None
     for stage in STAGES[: STAGES.index(name) + 1]:
         # If two processes ask at once, the second waits for the first. Who
         # asks for an earlier stage does not wait for the later ones.
         with locked(base, f"{key}-{stage}"):
-            _make(stage, folder, size, str(spec), seed, progress)
+            out = folder / stage
+            # A stage that was trained here is not continued by one that was
+            # trained elsewhere.
+            may = before is None or published.was_fetched(before)
+            if out.exists() or not (
+                may and shelf.fetch(f"{suffix}/{stage}", out, progress)
+            ):
+                _make(stage, folder, size, spec, seed, progress)
+        before = out
     if fresh:
         _forget_old(base, folder)
     return folder / name
+
+
+def _suffix(size: str, spec: str, seed: int) -> str:
+    """What tells apart the models of one version of the code."""
+    suffix = f"{spec.replace(':', '-')}-{seed}"
+    return suffix if size == "tiny" else f"{suffix}-{size}"
 
 
 class Snapshots(Callback):
@@ -182,6 +302,9 @@ class Snapshots(Callback):
 def get_snapshots(*, progress: bool = True) -> dict[int, Path]:
     """Return files with the weights of the model as it is being pretrained.
 
+    They are those of the model that is trained here: the published book does
+    not offer them.
+
     Parameters
     ----------
     progress : bool
@@ -194,7 +317,7 @@ def get_snapshots(*, progress: bool = True) -> dict[int, Path]:
         in the order of the steps. The steps are those of `SNAPSHOTS`; after
         the last step of all, the weights are the stage ``pretrain`` itself.
     """
-    stage = get_stage("pretrain", progress=progress)
+    stage = get_stage("pretrain", progress=progress, train=True)
     folder = stage.parent / "steps"
     files = {step: folder / f"{step}.safetensors" for step in SNAPSHOTS}
     with locked(stage.parent.parent, f"{stage.parent.name}-steps"):

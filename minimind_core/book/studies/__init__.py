@@ -6,7 +6,8 @@
 
 Each study is a function of a preset's name that returns plain numbers.
 Results are cached beside the trained stages. The cache key includes a digest
-of the code, so that an edit to it recomputes the study.
+of the code, so that an edit to it recomputes the study. Like stages, they can
+be fetched from the published book (`minimind_core.book.published`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 
 import torch
 
+from minimind_core.book import published
 from minimind_core.book.jobs import Job, run_jobs
-from minimind_core.book.stages import code_digest, digest, locked
-from minimind_core.cache import cache_folder
+from minimind_core.book.stages import Shelf, digest, find_shelf, locked
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json, write_json
 
@@ -65,7 +66,7 @@ def stage_for(name: str) -> str:
 def get_study(
     name: str, *, preset: str = "tiny", progress: bool = True
 ) -> Any:
-    """Return the result of a study, from the cache or computed now.
+    """Return the result of a study, from the cache, fetched or computed.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def get_study(
     preset : str
         The model size to use.
     progress : bool
-        Print progress lines while it is computed.
+        Print progress lines while it is computed, or where it came from.
 
     Returns
     -------
@@ -88,16 +89,16 @@ def get_study(
     Exception
         What the study raised, with its name in a note.
     """
-    file = _file_of(name, preset)
+    shelf = find_shelf(preset, progress=progress)
+    file = _file_of(name, preset, shelf)
     with locked(file.parent, file.stem):
-        if not file.exists():
+        if not _is_there(name, preset, shelf, progress):
             try:
                 result = studies()[name](preset, progress)
             except Exception as error:
                 error.add_note(f"in the study {name!r}")
                 raise
-            for old in file.parent.glob(f"*-{preset}-{name}.json"):
-                old.unlink()
+            _forget_old(file, preset, name)
             write_json(file, {"result": result})
         return read_json(file)["result"]
 
@@ -139,7 +140,13 @@ def get_studies(
         As from `get_study`. Running studies are finished first, and no
         other is started.
     """
-    missing = [n for n in names if not _file_of(n, preset).exists()]
+    shelf = find_shelf(preset, progress=progress)
+    missing = []
+    for name in names:
+        file = _file_of(name, preset, shelf)
+        with locked(file.parent, file.stem):
+            if not _is_there(name, preset, shelf, progress):
+                missing.append(name)
     if jobs is None:
         alone = torch.cuda.is_available() or (os.cpu_count() or 1) < 2
         jobs = 1 if alone else 2
@@ -156,15 +163,46 @@ def get_studies(
     }
 
 
-def _file_of(name: str, preset: str) -> Path:
-    """Return the path of a study's cached result."""
+def entry_name(name: str, preset: str = "tiny") -> str:
+    """Return a study's name with a digest of the code of its own.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown study.
+    """
     if name not in studies():
         raise ConfigError(
             f"unknown study {name!r}; expected one of {', '.join(studies())}"
         )
     own = digest([_file(studies()[name].__module__), *map(_file, USED)], "")
-    base = cache_folder() / "studies"
-    return base / f"{code_digest()}-{own}-{preset}-{name}.json"
+    return f"{own}-{preset}-{name}"
+
+
+def _file_of(name: str, preset: str, shelf: Shelf) -> Path:
+    """Return the path of a study's cached result."""
+    file = f"{shelf.digest}-{entry_name(name, preset)}.json"
+    return shelf.base / "studies" / file
+
+
+def _is_there(name: str, preset: str, shelf: Shelf, progress: bool) -> bool:
+    """Whether a result is cached, or was fetched now."""
+    file = _file_of(name, preset, shelf)
+    if file.exists():
+        return True
+    entry = f"studies/{entry_name(name, preset)}"
+    if not shelf.fetch(entry, file, progress):
+        return False
+    _forget_old(file, preset, name)
+    return True
+
+
+def _forget_old(newest: Path, preset: str, name: str) -> None:
+    """Remove the results of a study that other code has left."""
+    for old in newest.parent.glob(f"*-{preset}-{name}.json"):
+        if old != newest:
+            old.unlink()
+            published.origin_of(old).unlink(missing_ok=True)
 
 
 def _file(module: str) -> Path:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
 
-from minimind_core.book.stages import code_digest, digest, get_stage, locked
-from minimind_core.cache import cache_folder
+from minimind_core.book import published
+from minimind_core.book.stages import digest, find_shelf, get_stage, locked
 from minimind_core.config import TrainConfig, get_preset
 from minimind_core.data import (
     Mixture,
@@ -221,7 +221,7 @@ def story_loss(model: nn.Module, tokenizer: Any) -> float:
 
 
 def greeting_adapter(preset: str = "tiny", *, progress: bool = True) -> Path:
-    """Return the folder of the greeting adapter, trained on first use.
+    """Return the folder of the greeting adapter, made on first use.
 
     Parameters
     ----------
@@ -236,10 +236,14 @@ def greeting_adapter(preset: str = "tiny", *, progress: bool = True) -> Path:
         In peft's format. Do not write to it.
     """
     base = get_stage("hf", preset=preset, progress=progress)
-    cache = cache_folder() / "studies"
-    own = digest([Path(__file__)], "")
-    folder = cache / f"{code_digest()}-{own}-{preset}-greeting"
+    shelf = find_shelf(preset, progress=progress)
+    cache = shelf.base / "studies"
+    name = greeting_name(preset)
+    folder = cache / f"{shelf.digest}-{name}"
     with locked(cache, folder.name):
+        # An adapter from elsewhere fits no base but that from elsewhere.
+        if not folder.exists() and published.was_fetched(base):
+            shelf.fetch(f"studies/{name}", folder, progress)
         if not is_finished(folder):
             train_lora(
                 base, folder, rank=RANK, alpha=ALPHA, replay=REPLAY,
@@ -250,7 +254,13 @@ def greeting_adapter(preset: str = "tiny", *, progress: bool = True) -> Path:
         for old in cache.glob(f"*-{preset}-greeting"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
+                published.origin_of(old).unlink(missing_ok=True)
     return folder
+
+
+def greeting_name(preset: str) -> str:
+    """Return the name of the greeting adapter, with a digest of its code."""
+    return f"{digest([Path(__file__)], '')}-{preset}-greeting"
 
 
 def _kept_rates(preset: str) -> tuple[float, float]:
