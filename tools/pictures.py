@@ -3,14 +3,15 @@
     python tools/pictures.py        # after `make book`; needs Chromium
 
 For readers without scripts, each widget has a picture of itself in use, in
-`book/_static/lab`, and the README has a short film of the model as it writes,
-`book/_static/writing.webp`. (The two that write stories need none: the build
-puts a story there.)
+`book/_static/lab`, for light pages and for dark ones, and the README has a
+short film of the front page, `book/_static/writing.webp`. (Those that write
+stories need no picture: the build puts a story there.)
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ SITE = ROOT / "_build" / "html" / "book"
 STATIC = ROOT / "book" / "_static"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE = {"width": 1280, "height": 900}
-FRAMES, PAUSE = 46, 150  # milliseconds between two
-FILM_WIDTH = 720
+FILM = (("60", 18), ("1000", 52))  # steps of training, and frames
+PAUSE = 150  # milliseconds between two
+FILM_WIDTH, FILM_HEIGHT = 720, 640
 ANSWERED = """() => [...document.querySelectorAll(".lab-answer .verdict")]
     .every(one => one.textContent !== "")"""
 
@@ -34,7 +36,8 @@ def start(page: Page, name: str, kind: str) -> Any:
     """Open a page and begin one of its widgets."""
     page.goto((SITE / f"{name}.html").as_uri())
     place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
-    place.locator(".lab-start").click()
+    if kind != "home":  # which starts by itself
+        place.locator(".lab-start").click()
     place.locator(".lab-source").wait_for()
     # What floats above the page is not a part of the widget.
     page.add_style_tag(content="#pst-back-to-top {display: none !important}")
@@ -42,9 +45,11 @@ def start(page: Page, name: str, kind: str) -> Any:
 
 
 def keep(place: Any, kind: str) -> None:
-    """Write a picture of a widget as it is."""
+    """Write a picture of a widget as it is, by the theme of its page."""
     picture = Image.open(io.BytesIO(place.screenshot()))
-    out = STATIC / "lab" / f"shown-{kind}.webp"
+    dark = place.page.evaluate("document.documentElement.dataset.theme")
+    ending = "-dark" if dark == "dark" else ""
+    out = STATIC / "lab" / f"shown-{kind}{ending}.webp"
     picture.convert("RGB").save(out, quality=80, method=4)
     print(out.relative_to(ROOT), picture.size, out.stat().st_size)
 
@@ -85,21 +90,23 @@ def mask(page: Page) -> None:
 
 
 def film(page: Page) -> None:
-    """The model as it writes, from its first word on."""
-    place = start(page, "index", "write")
+    """The front page: an early model writes, and then the last."""
+    place = start(page, "index", "home")
     box = place.bounding_box()
+    clip = {**box, "height": min(box["height"], FILM_HEIGHT)}
     frames = []
-    for _ in range(FRAMES):
-        high = min(box["height"], 560)
-        shot = page.screenshot(clip={**box, "height": high})
-        frame = Image.open(io.BytesIO(shot)).convert("RGB")
-        high = round(FILM_WIDTH * frame.height / frame.width)
-        frames.append(frame.resize((FILM_WIDTH, high), Image.LANCZOS))
-        page.wait_for_timeout(PAUSE)
+    for step, count in FILM:
+        place.locator("label.lab-point", has_text=step).last.click()
+        for _ in range(count):
+            page.wait_for_timeout(PAUSE)
+            frame = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+            high = round(FILM_WIDTH * frame.height / frame.width)
+            size = (FILM_WIDTH, high)
+            frames.append(frame.convert("RGB").resize(size, Image.LANCZOS))
     out = STATIC / "writing.webp"
     frames[0].save(
         out, save_all=True, append_images=frames[1:], loop=0, quality=60,
-        duration=[PAUSE] * (FRAMES - 1) + [3000], method=4,
+        duration=[PAUSE] * (len(frames) - 1) + [3000], method=4,
     )  # fmt: skip
     print(out.relative_to(ROOT), frames[0].size, out.stat().st_size)
 
@@ -113,8 +120,9 @@ def main() -> None:
         chromium = driver.chromium.launch(
             executable_path=browser, args=["--no-sandbox"]
         )
-        for take in (look, talk, exam, mask, film):
-            page = chromium.new_page(viewport=WIDE, color_scheme="light")
+        shown = itertools.product(("light", "dark"), (look, talk, exam, mask))
+        for theme, take in (*shown, ("light", film)):
+            page = chromium.new_page(viewport=WIDE, color_scheme=theme)
             take(page)
             page.close()
         chromium.close()

@@ -132,7 +132,8 @@ export async function write(box, hint) {
   async function restart(keep = false) {
     ids = await ask("begin", stage, typed.value);
     begun = ids.length - 1;
-    await look();
+    view = undefined;
+    if (!keep || !calm()) await look();
     if (keep) go().catch(failed);
   }
   function label() {
@@ -144,7 +145,7 @@ export async function write(box, hint) {
   }
   async function go() {
     if (view?.over) await restart();
-    if (calm()) {
+    if (calm()) { // the whole story at once
       ({ ids } = await ask("finish", stage, typed.value, settings, seed));
       await look();
       return;
@@ -209,6 +210,7 @@ export async function write(box, hint) {
   );
   label();
   await restart();
-  go().catch(failed);
+  const written = go().catch(failed);
+  if (calm()) await written;
   return { use };
 }
