@@ -46,7 +46,7 @@ export async function home(box) {
   plot.setAttribute("aria-label", "Choose after how many steps of training " +
     "the model writes");
   curve.querySelector(".lab-axis.below")?.replaceChildren(
-    "Steps of training: choose a point, and that model writes.");
+    "Steps of training: choose a point");
   tell(chosen);
   // Who wants to begin the story, or to change the sampling, unfolds it.
   const typed = /** @type {HTMLElement} */ (box.querySelector(".lab-typed"));

@@ -188,7 +188,8 @@ export async function write(box, hint) {
   box.replaceChildren(
     h("label.lab-typed", {}, h("span", {}, "You begin:"), typed),
     h("div.lab-two", {},
-      h("div", {}, story.text, story.reason, story.detail,
+      h("div", {}, h("div.lab-page", {}, story.text, story.reason),
+        story.detail,
         h("div.lab-buttons", {}, play, one, undo, again), total),
       h("div", {},
         h("p.lab-head", {}, "What comes next? ",
