@@ -25,8 +25,8 @@ SITE = ROOT / "_build" / "html" / "book"
 STATIC = ROOT / "book" / "_static"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE = {"width": 1280, "height": 900}
-FILM = (("60", 18), ("1000", 52))  # steps of training, and frames
-PAUSE = 150  # milliseconds between two
+FILMED = (60, 1000)  # steps of training: an early model, and the last
+PAUSE, MOST, TAKES = 150, 90, 8  # milliseconds between frames; how many
 FILM_WIDTH, FILM_HEIGHT = 720, 640
 ANSWERED = """() => [...document.querySelectorAll(".lab-answer .verdict")]
     .every(one => one.textContent !== "")"""
@@ -94,19 +94,41 @@ def film(page: Page) -> None:
     place = start(page, "index", "home")
     box = place.bounding_box()
     clip = {**box, "height": min(box["height"], FILM_HEIGHT)}
-    frames = []
-    for step, count in FILM:
-        place.locator("label.lab-point", has_text=step).last.click()
-        for _ in range(count):
-            page.wait_for_timeout(PAUSE)
+    main = place.locator(".lab-main")
+    another = place.get_by_role("button", name="Another story")
+
+    def record() -> list[Image.Image]:
+        frames: list[Image.Image] = []
+        while len(frames) < MOST:
             frame = Image.open(io.BytesIO(page.screenshot(clip=clip)))
             high = round(FILM_WIDTH * frame.height / frame.width)
             size = (FILM_WIDTH, high)
             frames.append(frame.convert("RGB").resize(size, Image.LANCZOS))
+            if main.text_content() == "Again":
+                break
+            page.wait_for_timeout(PAUSE)
+        return frames
+
+    film = []
+    for step in FILMED:
+        place.get_by_label(f"after {step} steps").check(force=True)
+        place.locator(f".lab-said:has-text('{step} steps')").wait_for()
+        page.wait_for_timeout(2 * PAUSE)
+        take = record()
+        for _ in range(TAKES):  # the last model shows what it can
+            reason = place.locator(".lab-box .lab-reason").text_content()
+            if step == FILMED[0] or not reason:
+                break
+            another.click()
+            take = record()
+        film.append(take)
+    frames = [frame for take in film for frame in take]
+    pauses = [PAUSE] * len(frames)
+    pauses[len(film[0]) - 1], pauses[-1] = 1500, 3000
     out = STATIC / "writing.webp"
     frames[0].save(
         out, save_all=True, append_images=frames[1:], loop=0, quality=60,
-        duration=[PAUSE] * (len(frames) - 1) + [3000], method=4,
+        duration=pauses, method=4,
     )  # fmt: skip
     print(out.relative_to(ROOT), frames[0].size, out.stat().st_size)
 
