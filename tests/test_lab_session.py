@@ -2,22 +2,27 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from test_lab_engine import random_model, without
 
+from minimind_core.book.curve import loss_curve
 from minimind_core.book.lab import (
     describe_model,
+    distance,
     regret_levels,
     story_picture,
 )
 from minimind_core.chat import encode_conversation
 from minimind_core.generate import generate_tokens
+from minimind_core.loading import load_model
 from minimind_core.microworld import NotInLanguage, read_story, write_story
 from minimind_core.microworld.tape import read_data
 from minimind_core.microworld.truth import Truth
 from minimind_core.model import MiniMind
+from minimind_core.run import read_log
 from minimind_core.talk import answer
 from minimind_core.tokenizer import encode_text, load_tokenizer
 
@@ -377,6 +382,46 @@ return used;
     assert len(used) == 24
     # Of the later half, the least is what cannot be freed.
     assert min(used[12:]) - min(used[:12]) < 8e6, used
+
+
+def test_a_model_is_as_far_from_the_floor_as_its_log_says(small_runs):
+    model, tok = load_model(small_runs / "pretrain")
+    last = read_log(small_runs / "pretrain")[-1]
+    found = distance(tok)(model)
+    # The same texts; some are longer than what this run cuts them to.
+    assert found["floor"] == pytest.approx(last["floor"], rel=3e-3)
+    assert found["loss"] == pytest.approx(last["validation_loss"], rel=3e-3)
+
+
+def test_the_points_of_the_curve_lie_on_it():
+    history = [
+        {"step": 1, "loss": 6.8},
+        *(
+            {"step": n, "loss": 0.3, "validation_loss": 0.2 + 30 / n,
+             "floor": 0.2}
+            for n in (100, 200, 300)
+        ),
+    ]  # fmt: skip
+    points = {
+        f"step-{n}": {"step": n, "loss": 0.2 + 30 / n, "floor": 0.2}
+        for n in (20, 200, 300)
+    }
+    text = loss_curve(history, points)
+    drawn = re.search(r'class="loss"[^>]* d="M([^"]+)"', text)[1]
+    line = [tuple(map(float, one.split())) for one in drawn.split("L")]
+    assert len(line) == 4  # 20, 100, 200, 300
+    spots = re.findall(
+        r'data-stage="([^"]+)" style="left:([\d.]+)%"><span class="dot" '
+        r'style="top:([\d.]+)%', text,
+    )  # fmt: skip
+    assert [name for name, *_ in spots] == list(points)
+    places = [(float(x), float(y)) for _, x, y in spots]
+    assert places == [line[0], line[2], line[3]]
+    assert places == sorted(places)  # to the right and down
+    floor = re.search(r'class="lab-floor" style="top:([\d.]+)', text)
+    assert places[-1][1] < float(floor[1]) < 100  # no point is below it
+    assert "the floor, 0.200: no model can do better" in text
+    assert "from 1.7 to 0.300 nats per token" in text
 
 
 def test_a_picture_marks_a_story_as_the_widget_does(scene):

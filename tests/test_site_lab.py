@@ -5,6 +5,7 @@ weights, those that the page loads.
 """
 
 import base64
+import itertools
 import json
 import re
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from conftest import DESKTOP, PHONE, ROOT
 
+from minimind_core.book.lab import REGRET_LEVELS, regret_levels
 from minimind_core.config import ModelConfig
 from minimind_core.export import export_hf
 from minimind_core.microworld import NotInLanguage, read_story
+from minimind_core.microworld.truth import Truth
 from minimind_core.model import MiniMind
 
 PLACE = re.compile(r'<div class=\\?"mm-lab\\?" data-lab=\\?"(\w+)')
@@ -25,13 +28,16 @@ PLACES = [
     if path.suffix in {".md", ".ipynb"}
     for kind in PLACE.findall(CODE.sub("", path.read_text("utf8")))
 ]
-KINDS = {"write", "learn", "look", "talk", "exam", "mask"}
+ASKED = [place for place in PLACES if place[1] != "home"]
+KINDS = {"home", "write", "learn", "look", "talk", "exam", "mask"}
 FIRST = dict(reversed([(kind, name) for name, kind in PLACES]))
 
 
 def test_each_widget_is_on_some_page():
     assert set(FIRST) == KINDS
-    assert PLACES[-1] == ("book/index.html", "write")
+    assert [name for name, kind in PLACES if kind == "home"] == [
+        "book/index.html"
+    ]
 
 
 # --- the models that the page loads -----------------------------------------
@@ -84,6 +90,10 @@ def start(page, kind, by="mouse"):
     """Begin a widget; returns its place, when it is there."""
     place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
     button = place.locator(".lab-start")
+    if kind == "home":
+        place.scroll_into_view_if_needed()
+        place.locator(".lab-source").wait_for(timeout=60_000)
+        return place
     button.scroll_into_view_if_needed()
     if by == "keys":
         button.focus()
@@ -115,7 +125,7 @@ def wait(page, condition, *given):
 # --- every place ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), PLACES)
+@pytest.mark.parametrize(("name", "kind"), ASKED)
 def test_nothing_is_loaded_until_it_is_asked_for(
     name, kind, server, site, visit
 ):
@@ -157,20 +167,37 @@ def test_axe_finds_nothing_serious(kind, theme, server, visit):
     assert not found
 
 
+PAPER = {"light": "rgb(251, 250, 247)", "dark": "rgb(21, 25, 28)"}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_without_scripts_a_sentence_and_a_picture(kind, site, visit):
+def test_without_scripts_a_sentence_and_a_picture(kind, theme, site, visit):
+    """In the colours that the system asks for, and so is the picture."""
     page = visit(
-        f"{site.as_uri()}/{FIRST[kind]}", java_script_enabled=False
-    )
+        f"{site.as_uri()}/{FIRST[kind]}", theme=theme,
+        java_script_enabled=False,
+    )  # fmt: skip
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == PAPER[theme]
     place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
-    assert len(place.locator("p").first.text_content()) > 40
+    assert len(place.locator("> p").first.text_content()) > 40
     picture = place.locator("figure, img").first
+    picture.scroll_into_view_if_needed()
     assert picture.is_visible()
     if place.locator("img").count():
         image = place.locator("img").first
         assert len(image.get_attribute("alt")) > 40
-        source = image.get_attribute("src").removeprefix("../")
-        assert (site / source).exists()
+        shown = image.evaluate("image => image.currentSrc")
+        assert shown.endswith("-dark.webp") == (theme == "dark")
+        size = image.evaluate("image => image.naturalWidth")
+        assert size > 300
+    else:
+        marks = place.locator(".lab-still [data-level='out']")
+        colour = "one => getComputedStyle(one).backgroundColor"
+        assert marks.first.evaluate(colour) not in (
+            "rgba(0, 0, 0, 0)", PAPER[theme],
+        )  # fmt: skip
 
 
 def test_on_paper_a_sentence_stands_for_it(site, visit):
@@ -179,6 +206,199 @@ def test_on_paper_a_sentence_stands_for_it(site, visit):
     page.emulate_media(media="print")
     assert not place.locator(".lab-box").is_visible()
     assert place.locator("> p").first.is_visible()
+
+
+# --- the front page ---------------------------------------------------------
+
+LOW = {"width": 1280, "height": 200}  # the curve is below the window
+SAVING = 'Object.defineProperty(navigator, "connection", ' \
+    "{ value: { saveData: true } })"
+MODELS = re.compile(r"live/((?:pretrain|step-\d+|lora)\.js)")
+ENDED = '''() => document.querySelector(
+    ".lab-box .lab-main").textContent === "Again"'''
+
+
+def models(page):
+    """The models that a page has loaded."""
+    return MODELS.findall(" ".join(page.asked))
+
+
+def listed(site):
+    """What `index.js` says of the models, in the order of their steps."""
+    text = (site / "_static/live/index.js").read_text("utf8")
+    index = json.loads(text.split(".index = ")[1].rstrip().rstrip(";"))
+    return index, {
+        index["stages"][name]["step"]: (name, index["stages"][name])
+        for name in index["steps"]
+    }
+
+
+def test_the_front_pages_model_starts_when_it_is_seen(server, site, visit):
+    for base in (server, site.as_uri()):
+        page = visit(f"{base}/book/index.html", size=LOW)
+        page.wait_for_timeout(700)
+        assert models(page) == []
+        place = start(page, "home")
+        page.wait_for_function(ENDED, timeout=60_000)
+        assert models(page) == ["pretrain.js"]
+        assert page.complaints == []
+        assert place.get_by_label("after 1000 steps").is_checked()
+        assert told(place).startswith("One sunny morning, Mia")
+
+
+def test_who_saves_data_asks_for_the_model(server, browser):
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.add_init_script(SAVING)
+    page.goto(f"{server}/book/index.html", wait_until="load")
+    place = page.locator('.mm-lab[data-lab="home"]')
+    button = place.locator(".lab-start")
+    button.hover()
+    page.wait_for_timeout(700)
+    assert models(page) == []
+    assert place.locator(".lab-curve").first.is_visible()
+    button.click()
+    place.locator(".lab-source").wait_for(timeout=60_000)
+    assert models(page) == ["pretrain.js"]
+    context.close()
+
+
+LENGTHS = """window.lengths = [];
+    const look = () => {
+        const text = document.querySelector(".lab-box .lab-story");
+        const last = window.lengths[window.lengths.length - 1];
+        const seen = text?.getClientRects().length
+            ? text.textContent.length : 0;
+        if (seen && seen !== last) window.lengths.push(seen);
+        requestAnimationFrame(look);
+    };
+    look();"""
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_the_front_page_moves_only_for_who_lets_it(motion, server, browser):
+    context = browser.new_context(viewport=DESKTOP, reduced_motion=motion)
+    page = context.new_page()
+    page.add_init_script(LENGTHS)
+    page.goto(f"{server}/book/index.html", wait_until="load")
+    place = start(page, "home")
+    wait(page, ENDED)
+    page.wait_for_timeout(200)
+    seen = page.evaluate("lengths")
+    assert seen == sorted(seen)
+    assert (len(seen) == 1) == (motion == "reduce")
+    if motion == "reduce":  # another model's story, at once as well
+        place.locator("label.lab-point").nth(3).click()
+        page.wait_for_function("lengths.length > 1", timeout=60_000)
+        page.wait_for_timeout(500)
+        assert len(page.evaluate("lengths")) == 2
+    context.close()
+
+
+def expected_levels(model, cut, text):
+    """How the package marks a text that has not ended; None: a close call."""
+    ids = [1, *cut(text)]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    ours = logprobs[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
+    right = Truth("en", cut).read(text).logprobs[: len(ids) - 1]
+    regrets = [
+        truth - own for truth, own in zip(right, ours.tolist(), strict=True)
+    ]
+    close = [
+        any(abs(one - bound) < 0.02 for bound in REGRET_LEVELS)
+        for one in regrets
+    ]
+    return [
+        None if near else level
+        for near, level in zip(close, regret_levels(regrets), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("by", ["mouse", "keys", "finger"])
+def test_a_point_of_the_curve_is_that_very_model(
+    by, server, site, visit, stage, cut
+):
+    size = PHONE if by == "finger" else DESKTOP
+    page = visit(
+        f"{server}/book/index.html", size=size, has_touch=by == "finger"
+    )
+    place = start(page, "home")
+    index, points = listed(site)
+    assert tuple(index["levels"]) == REGRET_LEVELS
+    steps = list(points)
+    spots = place.locator("label.lab-point")
+    assert spots.locator(".step").all_text_contents() == [
+        str(step) for step in steps
+    ]
+    at = {"mouse": 0, "keys": len(steps) - 2, "finger": 1}[by]
+    name, known = points[steps[at]]
+    if by == "keys":
+        place.get_by_label(f"after {steps[-1]} steps").focus()
+        page.keyboard.press("ArrowLeft")
+    elif by == "finger":
+        spots.nth(at).tap()
+    else:
+        spots.nth(at).locator(".dot").click(force=True)
+    said = place.locator(".lab-said")
+    wait(page, """([step]) => document.querySelector(".lab-said")
+        .textContent.startsWith(`After ${step} steps`)""", steps[at])
+    above = known["loss"] - known["floor"]
+    assert f" {known['loss']:.3f} nats" in said.text_content()
+    assert f" {above:.3f} above the floor" in said.text_content()
+    wait(page, """() => !document.querySelector(
+        ".lab-box[aria-busy]")""")
+    assert models(page) == ["pretrain.js", f"{name}.js"]
+    # The same text has the marks that the package gives it.
+    place.locator(".lab-more summary").click()
+    text = "One sunny morning, Mia the baker went to the moon. She"
+    place.get_by_role("textbox").fill(text)
+    wait(page, SHOWN, text)
+    shown = [
+        one.get_attribute("data-level")
+        for one in place.locator(".lab-box [role=option]").all()
+    ]
+    wanted = expected_levels(stage(name), cut, text)
+    assert "out" in wanted and {"0", "1", "2", "3"} & set(wanted)
+    assert [
+        one if two is not None else None
+        for one, two in zip(shown, wanted, strict=True)
+    ] == wanted
+    assert page.complaints == []
+
+
+def test_points_are_far_enough_apart_for_a_finger(server, visit):
+    page = visit(f"{server}/book/index.html", size=PHONE)
+    place = start(page, "home")
+    boxes = [
+        one.bounding_box() for one in place.locator("label.lab-point").all()
+    ]
+    middles = [box["x"] + box["width"] / 2 for box in boxes]
+    apart = [b - a for a, b in itertools.pairwise(middles)]
+    assert min(apart) >= 24 and middles[-1] < PHONE["width"] - 24
+    assert min(box["height"] for box in boxes) > 100
+
+
+HEARD = """() => {
+    window.heard = 0;
+    for (const one of document.querySelectorAll(".lab-box [role=status]"))
+        new MutationObserver(() => { window.heard += 1; }).observe(
+            one, { childList: true, characterData: true, subtree: true });
+}"""
+
+
+def test_a_story_that_grows_is_not_read_aloud_word_by_word(server, visit):
+    page = visit(f"{server}/book/index.html")
+    place = start(page, "home")
+    wait(page, ENDED)
+    page.evaluate(HEARD)
+    place.get_by_role("button", name="Another story").click()
+    wait(page, "document.querySelector('.lab-main').textContent === 'Pause'")
+    wait(page, ENDED)
+    assert len(told(place).split()) > 20
+    assert page.evaluate("heard") <= 2  # the reason goes and comes
 
 
 # --- 1. write with it -------------------------------------------------------

@@ -1,7 +1,5 @@
 """Draw the picture at the top of the README from a real pretraining run.
 
-Beside it goes a narrow one for phones, with the words below the curve.
-
     python tools/cover.py              # trains for a few minutes
     python tools/cover.py runs/base    # or draws any run folder
 
@@ -17,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageChops
+from PIL import Image
 
 from minimind_core.book.viz import INK, PAPER
 from minimind_core.run import column, read_log
@@ -31,31 +29,8 @@ PALE = "#515a61"
 BLUE, GOLD = "#17607d", "#b4690e"
 
 
-def stack(picture: Image.Image, split: int) -> Image.Image:
-    """What is right of the column `split`, set below, and as wide as it can.
-
-    The words are on the right, and small: without the margins around them
-    they can be larger.
-    """
-    left = picture.crop((0, 0, split, picture.height))
-    right = picture.crop((split, 0, picture.width, picture.height))
-    empty = Image.new("RGB", right.size, PAPER)
-    right = right.crop(ImageChops.difference(right, empty).getbbox())
-    margin = split // 20
-    wide = split - 2 * margin
-    right = right.resize(
-        (wide, round(right.height * wide / right.width)),
-        Image.Resampling.LANCZOS,
-    )
-    height = left.height + right.height + margin
-    both = Image.new("RGB", (split, height), PAPER)
-    both.paste(left, (0, 0))
-    both.paste(right, (margin, left.height))
-    return both
-
-
 def draw(run: Path, out: Path = OUT) -> None:
-    """Write the picture of one run to `out`, and a narrow one beside it."""
+    """Write the picture of one run to `out`."""
     history = read_log(run)
     steps, losses = column(history, "loss")
     checks, validation = column(history, "validation_loss")
@@ -122,16 +97,10 @@ def draw(run: Path, out: Path = OUT) -> None:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150)
-    split = words.get_position().x0
     plt.close(figure)
     picture = Image.open(buffer).convert("RGB")
-    narrow = stack(picture, round(split * picture.width))
-    for one, path in (
-        (picture, out),
-        (narrow, out.with_stem(f"{out.stem}-narrow")),
-    ):
-        one.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
-        print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, optimize=True)
+    print(f"wrote {out}, {out.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
     python tools/pictures.py        # after `make book`; needs Chromium
 
 For readers without scripts, each widget has a picture of itself in use, in
-`book/_static/lab`, and the README has a short film of the model as it writes,
-`book/_static/writing.webp`. (The two that write stories need none: the build
-puts a story there.)
+`book/_static/lab`, for light pages and for dark ones, and the README has a
+short film of the front page, `book/_static/writing.webp`. (Those that write
+stories need no picture: the build puts a story there.)
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ SITE = ROOT / "_build" / "html" / "book"
 STATIC = ROOT / "book" / "_static"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE = {"width": 1280, "height": 900}
-FRAMES, PAUSE = 46, 150  # milliseconds between two
-FILM_WIDTH = 720
+FILMED = (60, 1000)  # steps of training: an early model, and the last
+PAUSE, MOST, TAKES = 150, 90, 8  # milliseconds between frames; how many
+FILM_WIDTH, FILM_HEIGHT = 720, 640
 ANSWERED = """() => [...document.querySelectorAll(".lab-answer .verdict")]
     .every(one => one.textContent !== "")"""
 
@@ -34,7 +36,8 @@ def start(page: Page, name: str, kind: str) -> Any:
     """Open a page and begin one of its widgets."""
     page.goto((SITE / f"{name}.html").as_uri())
     place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
-    place.locator(".lab-start").click()
+    if kind != "home":  # which starts by itself
+        place.locator(".lab-start").click()
     place.locator(".lab-source").wait_for()
     # What floats above the page is not a part of the widget.
     page.add_style_tag(content="#pst-back-to-top {display: none !important}")
@@ -42,9 +45,11 @@ def start(page: Page, name: str, kind: str) -> Any:
 
 
 def keep(place: Any, kind: str) -> None:
-    """Write a picture of a widget as it is."""
+    """Write a picture of a widget as it is, by the theme of its page."""
     picture = Image.open(io.BytesIO(place.screenshot()))
-    out = STATIC / "lab" / f"shown-{kind}.webp"
+    dark = place.page.evaluate("document.documentElement.dataset.theme")
+    ending = "-dark" if dark == "dark" else ""
+    out = STATIC / "lab" / f"shown-{kind}{ending}.webp"
     picture.convert("RGB").save(out, quality=80, method=4)
     print(out.relative_to(ROOT), picture.size, out.stat().st_size)
 
@@ -85,21 +90,45 @@ def mask(page: Page) -> None:
 
 
 def film(page: Page) -> None:
-    """The model as it writes, from its first word on."""
-    place = start(page, "index", "write")
+    """The front page: an early model writes, and then the last."""
+    place = start(page, "index", "home")
     box = place.bounding_box()
-    frames = []
-    for _ in range(FRAMES):
-        high = min(box["height"], 560)
-        shot = page.screenshot(clip={**box, "height": high})
-        frame = Image.open(io.BytesIO(shot)).convert("RGB")
-        high = round(FILM_WIDTH * frame.height / frame.width)
-        frames.append(frame.resize((FILM_WIDTH, high), Image.LANCZOS))
-        page.wait_for_timeout(PAUSE)
+    clip = {**box, "height": min(box["height"], FILM_HEIGHT)}
+    main = place.locator(".lab-main")
+    another = place.get_by_role("button", name="Another story")
+
+    def record() -> list[Image.Image]:
+        frames: list[Image.Image] = []
+        while len(frames) < MOST:
+            frame = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+            high = round(FILM_WIDTH * frame.height / frame.width)
+            size = (FILM_WIDTH, high)
+            frames.append(frame.convert("RGB").resize(size, Image.LANCZOS))
+            if main.text_content() == "Again":
+                break
+            page.wait_for_timeout(PAUSE)
+        return frames
+
+    film = []
+    for step in FILMED:
+        place.get_by_label(f"after {step} steps").check(force=True)
+        place.locator(f".lab-said:has-text('{step} steps')").wait_for()
+        page.wait_for_timeout(2 * PAUSE)
+        take = record()
+        for _ in range(TAKES):  # the last model shows what it can
+            reason = place.locator(".lab-box .lab-reason").text_content()
+            if step == FILMED[0] or not reason:
+                break
+            another.click()
+            take = record()
+        film.append(take)
+    frames = [frame for take in film for frame in take]
+    pauses = [PAUSE] * len(frames)
+    pauses[len(film[0]) - 1], pauses[-1] = 1500, 3000
     out = STATIC / "writing.webp"
     frames[0].save(
         out, save_all=True, append_images=frames[1:], loop=0, quality=60,
-        duration=[PAUSE] * (FRAMES - 1) + [3000], method=4,
+        duration=pauses, method=4,
     )  # fmt: skip
     print(out.relative_to(ROOT), frames[0].size, out.stat().st_size)
 
@@ -113,8 +142,9 @@ def main() -> None:
         chromium = driver.chromium.launch(
             executable_path=browser, args=["--no-sandbox"]
         )
-        for take in (look, talk, exam, mask, film):
-            page = chromium.new_page(viewport=WIDE, color_scheme="light")
+        shown = itertools.product(("light", "dark"), (look, talk, exam, mask))
+        for theme, take in (*shown, ("light", film)):
+            page = chromium.new_page(viewport=WIDE, color_scheme=theme)
             take(page)
             page.close()
         chromium.close()

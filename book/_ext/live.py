@@ -22,6 +22,7 @@ from sphinx.application import Sphinx
 
 PLACE = 'class="mm-lab"'
 OPENING = re.compile(r'<div class="mm-lab" data-lab="(?P<kind>\w+)"[^>]*>')
+SHOWN = re.compile(r'<img (src="([^"]*/shown-\w+)\.webp"[^>]*)>')
 PICTURES: dict[str, str] = {}  # by the kind of place
 FOLDER = "live"  # below _static; the readable modules are in _static/lab
 HEAD = """
@@ -52,12 +53,20 @@ def write_models(app: Sphinx) -> None:
 
 
 def with_pictures(body: str) -> str:
-    """Let each place show what was written there when the book was built."""
+    """Let each place show what was written there when the book was built.
+
+    A widget's picture has a twin for dark pages.
+    """
 
     def add(match: re.Match[str]) -> str:
         return match[0] + PICTURES.get(match["kind"], "")
 
-    return OPENING.sub(add, body)
+    return SHOWN.sub(
+        r'<picture><source srcset="\2-dark.webp" '
+        r'media="screen and (prefers-color-scheme: dark)">'
+        r'<img class="dark-light" \1></picture>',
+        OPENING.sub(add, body),
+    )
 
 
 def head(context: dict[str, Any], pagename: str) -> str:

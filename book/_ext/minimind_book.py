@@ -7,6 +7,7 @@
 3. Where a page has a place for it, a trained model runs in it (`live.py`).
 4. As long as nobody has said where the repository lives, the pages carry no
    links to it.
+5. Without scripts a page is light or dark as the system is (`unscripted.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import execution
 import frames
 import live
 import publish
+import unscripted
 import vendor
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -102,6 +104,8 @@ def local_page(
     )
     context["metatags"] += FONTS_FIRST % ("../" * pagename.count("/"))
     context["metatags"] += live.head(context, pagename)
+    root = "../" * pagename.count("/")
+    context["metatags"] += unscripted.HEAD % {"root": root}
     if found := changes(app, pagename):
         context["last_updated"] = found[0][1]
         path = Path(app.env.doc2path(pagename)).relative_to(app.srcdir)
@@ -379,6 +383,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     execution.setup(app)
     live.setup(app)
     publish.setup(app)
+    unscripted.setup(app)
     app.connect("config-inited", no_dead_links)
     app.connect("builder-inited", copy_vendor)
     app.connect("html-page-context", local_page, priority=900)

@@ -19,14 +19,16 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from minimind_core.book.curve import loss_curve
 from minimind_core.checkpoint import weights_of
 from minimind_core.errors import CheckpointError, ConfigError
+from minimind_core.evaluation import held_out_documents
 from minimind_core.files import read_json
 from minimind_core.generate import generate_tokens
 from minimind_core.loading import (
@@ -51,13 +53,15 @@ SCRIPTS = (
 )  # fmt: skip
 """The parts of the engine; each imports only from those before it."""
 PAGE_SCRIPTS = (
-    "page.js", "write.js", "learn.js", "look.js", "talk.js", "exam.js",
-    "mask.js", "start.js",
+    "page.js", "write.js", "home.js", "learn.js", "look.js", "talk.js",
+    "exam.js", "mask.js", "start.js",
 )  # fmt: skip
 """The widgets, in the folder ``page``: they talk to an engine in a worker."""
 GLOBAL = "MiniMindLab"
 CHECKED = 50
 SHOWN_STEP = 150
+REGRET_LEVELS = (0.1, 0.3, 1)
+"""A token is marked the more, the more of these its regret exceeds (nats)."""
 BEGINNING = "One sunny morning, Mia"
 
 
@@ -268,13 +272,14 @@ def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
         ``book/_static/lab``.
     target : path
         The folder for the scripts. ``index.js`` there says what each model
-        weighs and what rounding its weights to int8 costs.
+        weighs, what rounding its weights to int8 costs and how far it is
+        from the floor; and from which regret on a token is marked.
 
     Returns
     -------
     dict of str to str
         HTML that can stand in a page until a widget does: see
-        `story_picture`.
+        `story_picture` and `loss_curve`.
     """
     from minimind_core.book.stages import get_snapshots, get_stage
 
@@ -300,7 +305,8 @@ def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
             "bytes": size, "nats": stage["error"]["nats"], **more,
         }  # fmt: skip
 
-    write("pretrain", parts, step=last, **distance(model, tokenizer))
+    measure = distance(tokenizer)
+    write("pretrain", parts, step=last, **measure(model))
     pictures = {"write": story_picture(model, tokenizer)}
     write("lora", describe_stage(get_stage("lora"), "int8"))
     steps = []
@@ -308,13 +314,16 @@ def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
         model.load_state_dict(_with_head(load_weights(file), model))
         name = f"step-{step}"
         stage = describe_model(model, tokenizer, "int8")
-        write(name, stage, step=step, **distance(model, tokenizer))
+        write(name, stage, step=step, **measure(model))
         steps.append(name)
         if step == SHOWN_STEP:
             said = f"After {step} steps"
             pictures["learn"] = story_picture(model, tokenizer, said)
-    index = {"stages": listed, "steps": [*steps, "pretrain"]}
+    steps.append("pretrain")
+    index = {"stages": listed, "steps": steps, "levels": REGRET_LEVELS}
     _write_script(target / "index.js", "index", index)
+    curve = loss_curve(read_log(folder), {n: listed[n] for n in steps})
+    pictures["home"] = curve + pictures["write"]
     return pictures
 
 
@@ -334,27 +343,36 @@ def _with_head(
     return tensors
 
 
-@torch.no_grad()
 def distance(
-    model: MiniMind, tokenizer: PreTrainedTokenizerFast
-) -> dict[str, float]:
-    """Return a model's loss on held-out stories, and their floor.
+    tokenizer: PreTrainedTokenizerFast,
+) -> Callable[[MiniMind], dict[str, float]]:
+    """Return a function that measures how far a model is from the floor.
 
-    Both in nats per token, over the same stories as `format_error`.
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerFast
+
+    Returns
+    -------
+    callable
+        Takes a model; returns its ``loss`` and the ``floor``, both in nats
+        per token, on the texts that the pretraining of the stages is
+        validated on. So the numbers are those of its log.
     """
-    loss, least, count = 0.0, 0.0, 0
-    for index in range(CHECKED):
-        story = write_story(HELD_OUT_SEED, index)
-        ids = torch.tensor([encode_document(tokenizer, story.text)])
-        logprobs = model(ids[:, :-1]).logits[0].log_softmax(-1)
-        loss -= float(logprobs.gather(1, ids[0, 1:, None]).sum())
-        least -= story.logprob
-        count += ids.numel() - 1
-    return {"loss": loss / count, "floor": least / count}
+    check = held_out_documents(tokenizer, "microworld", seed=0)
+
+    def measure(model: MiniMind) -> dict[str, float]:
+        found = check(model)
+        return {"loss": found["validation_loss"], "floor": found["floor"]}
+
+    return measure
 
 
 def regret_levels(regrets: Sequence[float]) -> list[str]:
-    """Return how each token is marked, as `Story` in ``page.js`` marks it.
+    """Return how each token is marked, here and in the pages.
+
+    ``index.js`` has `REGRET_LEVELS`, and ``levels`` in ``page.js`` compares
+    with them in the same way.
 
     Parameters
     ----------
@@ -371,7 +389,7 @@ def regret_levels(regrets: Sequence[float]) -> list[str]:
         if (levels and levels[-1] == "out") or regret == -math.inf:
             levels.append("out")
         else:
-            levels.append(str(sum(regret > one for one in (0.1, 0.3, 1))))
+            levels.append(str(sum(regret > one for one in REGRET_LEVELS)))
     return levels
 
 

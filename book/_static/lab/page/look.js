@@ -3,7 +3,9 @@
  * activation carries.
  */
 
-import { ask, h, latest, nats, need, percent, roving, word } from "./page.js";
+import {
+  ask, h, latest, levels, nats, need, percent, roving, word,
+} from "./page.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const FAINT = 0.04; // weights below this are not drawn
@@ -37,12 +39,13 @@ export async function look(box) {
   });
 
   function words() {
+    const marks = levels(found.tokens.map((_, n) =>
+      n > 0 ? found.losses[n - 1] - whole.losses[n - 1] : 0,
+    ));
     const spans = found.tokens.map((token, n) => {
-      const cost = n > 0 ? found.losses[n - 1] - whole.losses[n - 1] : 0;
-      const level = cost > 1 ? "3" : cost > 0.3 ? "2" : cost > 0.1 ? "1" : "0";
       return h("span", {
         role: "option", "aria-selected": String(n === at), "data-n": n,
-        "data-level": level, tabindex: n === Math.max(0, at) ? 0 : -1,
+        "data-level": marks[n], tabindex: n === Math.max(0, at) ? 0 : -1,
         "aria-label": n === 0 ? "the beginning" : undefined,
       }, n === 0 ? "\u25cf" : token);
     });

@@ -7,7 +7,8 @@
 /** @typedef {import("../xray.js").Seen} Seen */
 /** @typedef {{bytes: number, nats?: number, step?: number, loss?: number,
  *   floor?: number}} Listed A stage in `index.js`. */
-/** @typedef {{stages: Record<string, Listed>, steps: string[]}} Index */
+/** @typedef {{stages: Record<string, Listed>, steps: string[],
+ *   levels: number[]}} Index From Python, see `write_lab`. */
 
 // This script lies beside those that it loads.
 const HERE = /** @type {HTMLScriptElement} */ (document.currentScript).src;
@@ -154,6 +155,18 @@ export function need(name) {
   return found;
 }
 
+/** Whether the reader wants nothing to move. */
+export function calm() {
+  return matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
+/** Whether the reader wants to load no more than was asked for. */
+export function sparing() {
+  const { connection } = /** @type {any} */ (navigator);
+  return connection?.saveData === true ||
+    matchMedia("(prefers-reduced-data: reduce)").matches;
+}
+
 /** @param {number} share */
 export function percent(share) {
   if (Number.isNaN(share)) return "\u2013";
@@ -168,6 +181,29 @@ export function percent(share) {
 export function nats(value, digits = 2) {
   const said = value.toFixed(digits);
   return Number(said) === 0 ? (0).toFixed(digits) : said.replace("-", "\u2212");
+}
+
+/**
+ * How each token is marked: by how many bounds its cost exceeds, and as "out"
+ * from the first that cannot be.
+ * @param {number[]} costs In nats; minus infinity where the world is left.
+ */
+export function levels(costs) {
+  let gone = false;
+  return costs.map((cost) => {
+    gone ||= cost === -Infinity;
+    const passed = index().levels.filter((bound) => cost > bound);
+    return gone ? "out" : String(passed.length);
+  });
+}
+
+/**
+ * Say something where it is read aloud, and only if it is new.
+ * @param {HTMLElement} where
+ * @param {string} text
+ */
+export function say(where, text) {
+  if (where.textContent !== text) where.textContent = text;
 }
 
 /**
@@ -262,22 +298,20 @@ export class Story {
    */
   show(tokens, left, begun = 0) {
     this.tokens = tokens;
-    const gone = tokens.findIndex((token) => token.truth === -Infinity);
-    const spans = tokens.map((token, n) => {
-      const { regret, text } = token;
-      const level = gone >= 0 && n >= gone ? "out"
-        : regret > 1 ? "3" : regret > 0.3 ? "2" : regret > 0.1 ? "1" : "0";
+    const marks = levels(tokens.map((token) => token.regret));
+    const gone = marks.indexOf("out");
+    const spans = tokens.map(({ text }, n) => {
       return h("span", {
-        role: "option", "aria-selected": "false", "data-level": level,
+        role: "option", "aria-selected": "false", "data-level": marks[n],
         "data-n": n, tabindex: n === 0 ? 0 : -1,
         class: `${n < begun ? "given" : ""}${n === gone ? " first" : ""}`,
         "aria-label": text === "" ? "end" : undefined,
       }, text === "" ? " \u220e" : text);
     });
     this.text.replaceChildren(...spans);
-    this.detail.textContent = this.hint;
-    this.reason.textContent = left && gone >= 0
-      ? `\u2717 The text leaves the world: ${left.reason}.` : "";
+    say(this.detail, this.hint);
+    say(this.reason, left && gone >= 0
+      ? `\u2717 The text leaves the world: ${left.reason}.` : "");
   }
 }
 

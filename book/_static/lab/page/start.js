@@ -1,21 +1,25 @@
 /**
  * Puts the widgets into the page. A place for one is HTML that says something
  * by itself, for readers without scripts and on paper. A model is loaded when
- * the reader asks for it, and nothing moves in the page before.
+ * the reader asks for it, and nothing moves in the page before; on the front
+ * page it is loaded when its place is seen, unless the reader saves data.
  */
 
 import { exam } from "./exam.js";
+import { home } from "./home.js";
 import { learn } from "./learn.js";
 import { look } from "./look.js";
 import { mask } from "./mask.js";
-import { h, index, need, source } from "./page.js";
+import { h, index, need, source, sparing } from "./page.js";
 import { talk } from "./talk.js";
 import { write } from "./write.js";
 
-/** @type {Record<string, {make: (box: HTMLElement) => Promise<void>,
+/** @type {Record<string, {make: (box: HTMLElement) => Promise<unknown>,
  *   stages: () => string[], label: string}>} */
 const WIDGETS = {
-  write: { make: write, label: "Write with the model",
+  home: { make: home, label: "Let the model write",
+    stages: () => index().steps.slice(-1) },
+  write: { make: (box) => write(box), label: "Write with the model",
     stages: () => ["pretrain"] },
   learn: { make: learn, label: "Watch it learn",
     stages: () => index().steps.slice(0, 1) },
@@ -25,6 +29,22 @@ const WIDGETS = {
   exam: { make: exam, label: "Sit the exam", stages: () => [] },
   mask: { make: mask, label: "Choose the mask", stages: () => ["tokenizer"] },
 };
+
+/**
+ * Call when the reader sees a place, and the page itself has come.
+ * @param {HTMLElement} place
+ * @param {() => void} call
+ */
+function whenSeen(place, call) {
+  const observer = new IntersectionObserver((seen) => {
+    if (!seen.some((one) => one.isIntersecting)) return;
+    observer.disconnect();
+    if (document.readyState === "complete") call();
+    else addEventListener("load", () => call(), { once: true });
+  });
+  observer.observe(place);
+}
+
 /** @param {HTMLElement} place */
 function mount(place) {
   const widget = WIDGETS[place.dataset.lab ?? ""];
@@ -47,6 +67,8 @@ function mount(place) {
       start.disabled = true;
       status.textContent = "Loading the model \u2026";
       try {
+        const still = place.querySelector(".lab-curve");
+        box.replaceChildren(...(still ? [still.cloneNode(true)] : []));
         await widget.make(box);
         box.hidden = false;
         box.append(h("p.lab-source", {}, "The model runs in this page, on ",
@@ -66,8 +88,8 @@ function mount(place) {
   }
   place.append(box, h("div.lab-buttons.lab-first", {}, start), status);
   // Who points at it will ask for it: by then the model may be there.
-  const saving = /** @type {any} */ (navigator).connection?.saveData;
-  if (!saving) {
+  if (!sparing()) {
+    if (place.dataset.start === "seen") whenSeen(place, begin);
     start.addEventListener("pointerenter", () => {
       for (const stage of widget.stages()) need(stage).catch(() => {});
     }, { once: true });

@@ -4,7 +4,7 @@
  */
 
 import {
-  Story, ask, h, latest, nats, need, percent, slider, word,
+  Story, ask, calm, h, latest, nats, need, percent, slider, word,
 } from "./page.js";
 
 /** @typedef {import("../session.js").View} View */
@@ -38,9 +38,14 @@ function bar(row, drawn, choose) {
   );
 }
 
-/** @param {HTMLElement} box */
-export async function write(box) {
-  const stage = box.dataset.stage ?? "pretrain";
+/**
+ * @param {HTMLElement} box
+ * @param {string} [hint] What is said of the story's words at first.
+ * @returns {Promise<{use: (name: string) => Promise<void>}>} Lets another
+ *   model write the story, from its beginning.
+ */
+export async function write(box, hint) {
+  let stage = box.dataset.stage ?? "pretrain", wanted = stage;
   await need(stage);
   const settings = {
     temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1,
@@ -53,6 +58,7 @@ export async function write(box) {
   let view;
 
   const story = new Story("The story, token by token");
+  if (hint) story.hint = hint;
   const bars = h("div.lab-bars", {
     role: "group", "aria-label": "The next token: choose one",
   });
@@ -126,8 +132,9 @@ export async function write(box) {
   async function restart(keep = false) {
     ids = await ask("begin", stage, typed.value);
     begun = ids.length - 1;
-    await look();
-    if (keep) go();
+    view = undefined;
+    if (!keep || !calm()) await look();
+    if (keep) go().catch(failed);
   }
   function label() {
     play.textContent = playing ? "Pause" : view?.over ? "Again" : "Write";
@@ -138,6 +145,11 @@ export async function write(box) {
   }
   async function go() {
     if (view?.over) await restart();
+    if (calm()) { // the whole story at once
+      ({ ids } = await ask("finish", stage, typed.value, settings, seed));
+      await look();
+      return;
+    }
     const mine = Math.random();
     playing = mine;
     label();
@@ -151,6 +163,23 @@ export async function write(box) {
     restart().catch(failed);
   });
 
+  /** @param {string} name */
+  async function use(name) {
+    stop();
+    wanted = name;
+    box.setAttribute("aria-busy", "true");
+    try {
+      await need(name);
+      if (name !== wanted) return;
+      stage = name;
+      await restart(true);
+    } catch (error) {
+      if (name === wanted) failed(/** @type {Error} */ (error));
+    } finally {
+      if (name === wanted) box.removeAttribute("aria-busy");
+    }
+  }
+
   /** @type {(name: keyof typeof settings) => (value: number) => void} */
   const set = (name) => (value) => {
     settings[name] = value;
@@ -159,7 +188,8 @@ export async function write(box) {
   box.replaceChildren(
     h("label.lab-typed", {}, h("span", {}, "You begin:"), typed),
     h("div.lab-two", {},
-      h("div", {}, story.text, story.reason, story.detail,
+      h("div", {}, h("div.lab-page", {}, story.text, story.reason),
+        story.detail,
         h("div.lab-buttons", {}, play, one, undo, again), total),
       h("div", {},
         h("p.lab-head", {}, "What comes next? ",
@@ -181,5 +211,7 @@ export async function write(box) {
   );
   label();
   await restart();
-  go();
+  const written = go().catch(failed);
+  if (calm()) await written;
+  return { use };
 }
