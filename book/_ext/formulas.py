@@ -34,13 +34,11 @@ STYLE = f"{FOLDER}/katex.min.css"
 
 # Those that the formulas of the book need. Whoever needs another is told.
 FONTS = (
-    "KaTeX_AMS-Regular",
     "KaTeX_Main-Regular",
     "KaTeX_Math-Italic",
     "KaTeX_Size1-Regular",
     "KaTeX_Size2-Regular",
     "KaTeX_Size3-Regular",
-    "KaTeX_Size4-Regular",
 )
 
 # One formula a line, and one answer a line, as JSON.
