@@ -396,8 +396,8 @@ def test_a_display_of_several_lines_is_one_array(katex, tex, nowrap, shown):
 def test_formulas_of_all_kinds_are_in_the_page(small_book):
     source = small_book / "book" / "one.ipynb"
     code = (
-        "from IPython.display import Latex, Markdown, display\n"
-        "display(Markdown('So $u^2$ it is.'), Latex(r'$$v^3$$'))"
+        "from IPython.display import Latex, display\n"
+        "display(Latex('$u^2$'), Latex('$$v^3$$'))"
     )
     prose = (
         "# One\n\nIn a line $x_1$.\n\n$$\na &= b \\\\\nc &= d\n$$ (both)\n\n"

@@ -239,9 +239,8 @@ def test_formulas_have_their_fonts_and_the_colour_of_the_text(
     assert set(asked) <= {family.strip('"') for family, _ in fonts}
     strange = page.evaluate(
         """() => [...document.querySelectorAll(".math .katex")]
-            .filter(one => getComputedStyle(one).color
-                !== getComputedStyle(one.closest(".math").parentElement).color)
-            .length"""
+            .filter(one => getComputedStyle(one).color !== getComputedStyle(
+                one.closest(".math").parentElement).color).length"""
     )
     assert strange == 0
     assert page.complaints == []

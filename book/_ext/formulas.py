@@ -216,7 +216,7 @@ def visit_inline(writer: Any, node: nodes.math) -> None:
 
 
 def visit_display(writer: Any, node: nodes.math_block) -> None:
-    """Write a formula that stands by itself, with its number if it has one."""
+    """Write a formula that stands by itself, and its number if any."""
     writer.body.append(
         writer.starttag(node, "div", CLASS="math notranslate nohighlight")
     )

