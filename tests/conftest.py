@@ -119,11 +119,10 @@ def browser():
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
-# The controls work and the mathematics is drawn when this holds.
+# The controls work and the fonts are there when this holds.
 SETTLED = """() => document.readyState === "complete" &&
     !document.querySelector(".mm-frames:not(.live)") &&
-    (!document.querySelector(".math") ||
-        document.querySelector("mjx-container")) &&
+    document.fonts.status === "loaded" &&
     [...document.images].every(image => image.complete)"""
 
 UNCOVER = """() => {

@@ -321,6 +321,122 @@ def test_two_notebooks_are_executed_at_a_time(small_book):
         assert "we met" in (html / f"{name}.html").read_text()
 
 
+# --- formulas ---------------------------------------------------------------
+
+
+@pytest.fixture
+def katex(monkeypatch):
+    """KaTeX in its process, and the module that starts it."""
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    formulas = extension("formulas")
+    folder = ROOT / "_build" / "vendor" / "katex"
+    if not folder.exists():
+        pytest.skip("nothing is fetched yet: python book/_ext/vendor.py")
+    setter = formulas.Katex(folder)
+    yield setter, formulas
+    setter.close()
+    assert setter.process is None
+
+
+def test_one_process_sets_each_formula_once(katex):
+    setter, _ = katex
+    first = setter.render("x^2")
+    process = setter.process
+    assert "<math" in first and 'class="katex-html" aria-hidden' in first
+    assert "<mo>≤</mo>" in setter.render(r"a \le b")
+    assert "katex-display" in setter.render("x^2", display=True)
+    assert setter.process is process and process.poll() is None
+    process.kill()
+    process.wait()
+    assert setter.render("x^2") == first  # nobody is asked
+
+
+def test_a_formula_that_cannot_be_set_is_said_to_be_wrong(katex):
+    setter, formulas = katex
+    for _ in range(2):
+        with pytest.raises(formulas.FormulaError, match=r"\\nothing"):
+            setter.render(r"\nothing")
+    with pytest.raises(formulas.FormulaError, match="unicode"):
+        setter.render("größe")  # would be shown, in a font for text
+    with pytest.raises(formulas.FormulaError, match="KaTeX_Fraktur-Regular"):
+        setter.render(r"\mathfrak{g}")
+    assert setter.render("x")
+
+
+def test_the_style_has_no_other_fonts_than_those_that_are_shipped(katex):
+    setter, formulas = katex
+    whole = (setter.folder / "katex.min.css").read_text("utf8")
+    style = formulas.own_style(whole)
+    found = re.findall(r"url\(fonts/([^)]+)\)", style)
+    assert sorted(found) == sorted(f"{n}.woff2" for n in formulas.FONTS)
+    assert formulas.FACE.sub("", style) == formulas.FACE.sub("", whole)
+
+
+@pytest.mark.parametrize(
+    ("tex", "nowrap", "shown"),
+    [
+        ("a = b", False, "a = b"),
+        (r"a &= b \\ c &= d", False,
+         r"\begin{split}a &= b \\ c &= d\end{split}"),
+        ("a\n\nb", False, r"\begin{aligned}a \\ b\end{aligned}"),
+        (r"\begin{align}a\end{align}", True, r"\begin{align*}a\end{align*}"),
+        (r"\begin{gather*}a\end{gather*}", True,
+         r"\begin{gather*}a\end{gather*}"),
+    ],
+)  # fmt: skip
+def test_a_display_of_several_lines_is_one_array(katex, tex, nowrap, shown):
+    from docutils import nodes
+
+    setter, formulas = katex
+    node = nodes.math_block(tex, tex, nowrap=nowrap)
+    assert formulas.display_tex(node) == shown
+    assert "<math" in setter.render(shown, display=True)
+
+
+def test_formulas_of_all_kinds_are_in_the_page(small_book):
+    source = small_book / "book" / "one.ipynb"
+    code = (
+        "from IPython.display import Latex, display\n"
+        "display(Latex('$u^2$'), Latex('$$v^3$$'))"
+    )
+    prose = (
+        "# One\n\nIn a line $x_1$.\n\n$$\na &= b \\\\\nc &= d\n$$ (both)\n\n"
+        "By {eq}`both`.\n\n\\begin{align*}\ne &= f\n\\end{align*}\n"
+    )
+    source.write_text(notebook(prose, code))
+    done = build(small_book)
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = small_book / "_build" / "html"
+    page = (html / "book" / "one.html").read_text("utf8")
+    told = re.findall(r'<annotation [^>]*>(.*?)</annotation>', page, re.S)
+    for tex in ("x_1", "u^2", "v^3", "c &amp;= d", "e &amp;= f"):
+        assert [one for one in told if tex in one], tex
+    assert page.count('class="katex"') == len(told) == 5
+    assert '<span class="eqno">(1)' in page
+    assert 'href="#equation-both">(1)</a>' in page
+    assert "katex.min.css" in page and "MathJax" not in page
+    # A page without formulas does without their style.
+    assert "katex" not in (html / "book" / "index.html").read_text("utf8")
+    assert not list(html.rglob("katex*.js"))
+
+
+def test_a_wrong_formula_fails_the_build_and_says_where(small_book):
+    source = small_book / "book" / "one.ipynb"
+    source.write_text(notebook("# One", COUNT))
+    index = small_book / "book" / "index.md"
+    before = index.read_text()
+    index.write_text(before + "\nA line.\n\nAnd $a \\nothing b$ here.\n")
+    done = build(small_book)
+    index.write_text(before)
+    assert done.returncode != 0
+    log = done.stdout + done.stderr
+    assert re.search(r"book/index\.md:7: WARNING: .*a \\nothing b", log), log
+    assert "Undefined control sequence" in log
+
+
+# --- pages ----------------------------------------------------------------
+
+
 def test_a_page_says_when_it_was_last_changed(small_book):
     """Which is the day of its last commit, and not that of the build."""
     source = small_book / "book" / "one.ipynb"

@@ -149,7 +149,7 @@ def test_links_within_the_book_lead_somewhere(name, site):
 
 # Bytes over the wire, by gzip, of all that a page loads, but for the model
 # that the front page loads when its place is seen.
-WEIGHTS = [(name, 400_000 if name == READ[0] else 700_000) for name in READ]
+WEIGHTS = [(name, 400_000 if name == READ[0] else 600_000) for name in READ]
 
 
 @pytest.mark.parametrize(("name", "limit"), WEIGHTS)
@@ -164,6 +164,7 @@ def test_a_page_is_light(name, limit, server, site, visit):
             packed = path.suffix in {".png", ".woff", ".woff2", ".jpg"}
             sizes[path.name] = len(data if packed else gzip.compress(data, 6))
     heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:6]
+    print(f"{name}: {sum(sizes.values()):,} bytes")
     assert sum(sizes.values()) < limit, heaviest
 
 
@@ -173,10 +174,118 @@ def test_a_page_loads_only_what_it_uses(name, server, visit):
     asked = " ".join(page.asked)
     has_math = page.locator(".math").count() > 0
     has_models = page.locator(".mm-lab").count() > 0
-    assert ("tex-chtml.js" in asked) == has_math
+    assert ("vendor/katex/" in asked) == has_math
+    assert not re.search(r"mathjax|tex-\w+\.js|katex[^ ]*\.m?js", asked, re.I)
+    assert page.evaluate("typeof MathJax") == "undefined"
     assert ("live/page.js" in asked) == has_models
     assert not re.search(r"fontawesome\.js|embed|require|jquery", asked)
     assert "widget-state+json" not in page.content()
+
+
+# --- formulas ---------------------------------------------------------------
+
+FORMULAS = [
+    name
+    for name in READ
+    if (SITE / name).exists()
+    and 'class="math' in (SITE / name).read_text("utf8")
+] or CHAPTERS
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_need_no_scripts_and_no_server(name, site, visit):
+    """Each is there for the eye and for a screen reader, and on paper."""
+    page = visit((site / name).as_uri(), java_script_enabled=False)
+    # Scripts of the page are off; those of the test still run.
+    formulas = page.evaluate(
+        """() => [...document.querySelectorAll(".math")].map(one => {
+            const eye = one.querySelector(".katex-html");
+            const told = one.querySelector("math");
+            return [one.textContent.slice(0, 60), eye?.ariaHidden,
+                eye?.textContent.trim().length > 0,
+                told?.namespaceURI.endsWith("MathML"),
+                told?.querySelector("semantics > mrow") !== null,
+                told?.querySelector("annotation")?.textContent.length > 0];
+        })"""
+    )
+    assert formulas
+    good = ["true", True, True, True, True]
+    assert [one for one in formulas if one[1:] != good] == []
+    assert "\\(" not in page.locator("article").inner_text()
+    page.emulate_media(media="print")
+    on_paper = """() => [...document.querySelectorAll("article .katex-html")]
+        .filter(one => !one.closest("details:not([open])"))
+        .filter(one => !one.getBoundingClientRect().width).length"""
+    assert page.evaluate(on_paper) == 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_have_their_fonts_and_the_colour_of_the_text(
+    name, theme, site, visit
+):
+    page = visit((site / name).as_uri(), theme=theme)
+    fonts = page.evaluate(
+        """() => [...document.fonts]
+            .filter(face => face.family.startsWith("KaTeX"))
+            .map(face => [face.family, face.status])"""
+    )
+    states = {state for _, state in fonts}
+    assert "loaded" in states and "error" not in states
+    # Each family that a letter of a formula asks for has a face here.
+    asked = page.evaluate(
+        """() => [...new Set([...document.querySelectorAll(".katex-html *")]
+            .filter(one => one.childElementCount === 0 && one.textContent)
+            .map(one => getComputedStyle(one).fontFamily.split(",")[0]))]"""
+    )
+    assert set(asked) <= {family.strip('"') for family, _ in fonts}
+    strange = page.evaluate(
+        """() => [...document.querySelectorAll(".math .katex")]
+            .filter(one => getComputedStyle(one).color !== getComputedStyle(
+                one.closest(".math").parentElement).color).length"""
+    )
+    assert strange == 0
+    assert page.complaints == []
+
+
+def test_each_font_is_there_and_used(site):
+    folder = site / "_static" / "vendor" / "katex"
+    style = (folder / "katex.min.css").read_text("utf8")
+    named = set(re.findall(r"url\((fonts/[^)]+)\)", style))
+    there = {f"fonts/{path.name}" for path in folder.glob("fonts/*")}
+    assert named == there and len(there) >= 2
+    assert {path.name for path in folder.iterdir()} == {
+        "LICENSE", "fonts", "katex.min.css",
+    }  # fmt: skip
+    assert "MIT" in (folder / "LICENSE").read_text("utf8")
+    assert not (site / "_static" / "vendor" / "mathjax").exists()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_wide_formula_scrolls_from_its_beginning(name, site, visit):
+    page = visit((site / name).as_uri(), size=PHONE)
+    wrong = page.evaluate(
+        """() => [...document.querySelectorAll(".katex-display")]
+            .filter(one => one.getClientRects().length)
+            .filter(one => {
+                const box = one.getBoundingClientRect();
+                const first = one.querySelector(".katex-html .base");
+                const wide = one.scrollWidth > one.clientWidth;
+                return first.getBoundingClientRect().left < box.left - 1
+                    || box.right > innerWidth
+                    || one.scrollHeight > one.clientHeight + 1
+                    || wide !== (one.tabIndex === 0);
+            }).map(one => one.textContent.slice(0, 80))"""
+    )
+    assert wrong == []
+
+
+def test_the_search_finds_words_and_no_markup_of_formulas(site):
+    index = (site / "searchindex.js").read_text("utf8")
+    words = set(re.findall(r'["{, ](\w+)"?: ?(?:\d|\[)', index))
+    assert "attent" in words
+    markup = {"annot", "annotation", "katex", "mathml", "mrow", "semant"}
+    assert words & markup == set()
 
 
 # --- what moves -------------------------------------------------------------

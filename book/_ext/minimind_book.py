@@ -2,8 +2,9 @@
 
 1. Notebooks are executed again when one of their cells or the package has
    changed, two at a time; an edit to prose executes nothing (`execution.py`).
-2. Mathematics and icons come from files beside the pages, and widgets become
-   plain HTML (`frames.py`); no page asks another host for anything.
+2. Formulas are set now (`formulas.py`), icons come from files beside the
+   pages, and widgets become plain HTML (`frames.py`); no page asks another
+   host for anything.
 3. Where a page has a place for it, a trained model runs in it (`live.py`).
 4. As long as nobody has said where the repository lives, the pages carry no
    links to it.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import execution
+import formulas
 import frames
 import live
 import publish
@@ -64,10 +66,11 @@ def copy_vendor(app: Sphinx) -> None:
     except vendor.VendorError as error:
         raise ExtensionError(str(error)) from None
     target = Path(app.outdir) / "_static"
-    for name in vendor.FOR_PAGES:
-        shutil.copytree(
-            source / name, target / "vendor" / name, dirs_exist_ok=True
-        )
+    formulas.begin(app, source / "katex")
+    name = "source-serif-4"
+    shutil.copytree(
+        source / name, target / "vendor" / name, dirs_exist_ok=True
+    )
     # Sphinx copies these too, but not when no page has changed.
     shutil.copytree(ROOT / "book" / "_static", target, dirs_exist_ok=True)
 
@@ -75,16 +78,16 @@ def copy_vendor(app: Sphinx) -> None:
 def local_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any
 ) -> None:
-    """Keep the scripts that a page uses, and none that call other hosts."""
+    """Keep the files that a page uses, and none that call other hosts."""
     body = context.get("body", "")
-    has_math = 'class="math' in body or "text_latex" in body
+    has_math = formulas.has_formulas(body)
 
     def wanted(script: Any) -> bool:
         said = f"{getattr(script, 'filename', script)}"
         said += getattr(script, "attributes", {}).get("body") or ""
         if "thebe" in said.lower():
             return False
-        return has_math or not re.search(r"tex-chtml\.js|MathJax = ", said)
+        return has_math or formulas.STYLE not in said
 
     for key in ("script_files", "css_files"):
         context[key] = [item for item in context[key] if wanted(item)]
@@ -381,6 +384,7 @@ def no_dead_links(app: Sphinx, config: Any) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     execution.setup(app)
+    formulas.setup(app)
     live.setup(app)
     publish.setup(app)
     unscripted.setup(app)
@@ -391,4 +395,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_js_file("book.js", loading_method="defer")
     app.add_js_file("frames.js", loading_method="defer")
     app.add_js_file("predict.js", loading_method="defer")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    # All pages that are written ask the same process for their formulas.
+    return {"parallel_read_safe": True, "parallel_write_safe": False}

