@@ -25,7 +25,7 @@ from minimind_core.errors import (
 from minimind_core.files import read_json
 from minimind_core.loading import load_model
 from minimind_core.run import is_finished, read_log, read_metadata
-from minimind_core.tokenizer import LONGEST_WORD, _short_words
+from minimind_core.tokenizer import LONGEST_WORD, _Counted
 from minimind_core.train import Trainer
 
 SMALL = ("--batch-size", "2", "--seq-len", "128", "--device", "cpu",
@@ -154,12 +154,12 @@ def test_a_word_without_end_is_cut_for_the_merges():
     # The time for one grows with the square of its length.
     for text in ("a" * 10_500, "ab " + "x" * 2500 + " " * 1200 + "cd",
                  "One day Mia met Tom. " * 200, "short", ""):  # fmt: skip
-        pieces = list(_short_words(text))
+        pieces = list(_Counted([text]))
         assert "".join(pieces) == text
         words = [word for piece in pieces for word in piece.split(" ")]
         assert max(map(len, words)) <= LONGEST_WORD
     whole = "One day Mia met Tom. " * 200
-    assert list(_short_words(whole)) == [whole]
+    assert list(_Counted([whole])) == [whole]
 
 
 def test_long_values_are_told_short():
