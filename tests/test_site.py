@@ -266,7 +266,7 @@ def test_a_wide_formula_scrolls_from_its_beginning(name, site, visit):
         """() => [...document.querySelectorAll(".katex-display")]
             .filter(one => one.getClientRects().length)
             .filter(one => {
-                const box = one.getBoundingClientRect();
+                const box = one.parentElement.getBoundingClientRect();
                 const first = one.querySelector(".katex-html > *");
                 const wide = one.scrollWidth > one.clientWidth;
                 return first.getBoundingClientRect().left < box.left - 1
