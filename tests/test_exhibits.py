@@ -96,6 +96,7 @@ def test_a_card_shows_all_of_it():
         ):  # fmt: skip
             assert text in page, text
     assert "<select" in page and 'class="mm-sort" hidden' in page
+    assert page.count("<b>with the bug</b>") == 3
     evil = type(measured[shown[0].key])("<b>", "<i>", "&", True)
     page = exhibit_cards(shown[:1], {shown[0].key: evil}).data
     assert "&lt;b&gt;" in page and "&lt;i&gt;" in page and "<i>" not in page

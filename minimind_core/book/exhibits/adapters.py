@@ -140,7 +140,8 @@ def measure_square() -> Measured:
         model = MiniMind(ModelConfig(intermediate_size=2432))
         bug, fix = len(square_layers(model)), len(apply_lora(model))
     return Measured(
-        "linear layers of MiniMind-3's shape that are adapted",
+        "Number of linear layers that get an adapter, in a model of "
+        "MiniMind-3's shape.",
         f"{bug} of {fix}", f"{fix} of {fix}", bug == 16 and fix == 56,
     )  # fmt: skip
 
@@ -160,7 +161,8 @@ def measure_alpha() -> Measured:
     bug = size(64, False) / size(8, False)
     fix = size(64, True) / size(8, True)
     return Measured(
-        "the change at rank 64, by that at rank 8, all entries equal",
+        "Size of the change at rank 64, divided by its size at rank 8, if "
+        "all entries of the adapters are equal.",
         f"{bug:.1f} times", f"{fix:.1f} times",
         abs(bug - 8) < 1e-3 and abs(fix - 1) < 1e-3,
     )  # fmt: skip
@@ -182,8 +184,8 @@ def measure_copy() -> Measured:
 
     bug, fix = moved(apply_patched), moved(apply_lora)
     return Measured(
-        "logits of a copy, moved by training the original",
-        f"by {bug:.2f}", f"by {fix:.0f}", bug > 0.01 and fix == 0,
+        "Change of a copy's logits while only the original is trained.",
+        f"{bug:.2f}", f"{fix:.0f}", bug > 0.01 and fix == 0,
     )  # fmt: skip
 
 
@@ -206,7 +208,8 @@ def measure_merge() -> Measured:
     merge_lora_layers(model)
     fix = float((model(ids).logits - adapted).abs().max())
     return Measured(
-        "largest difference of the logits, merged from adapted",
+        "Largest difference between the logits of the merged and the "
+        "adapted model.",
         f"{bug:.0e}", f"{fix:.0e}", bug > 20 * fix and fix < 1e-5,
     )  # fmt: skip
 
@@ -223,8 +226,9 @@ EXHIBITS = (
         came="2025-02-09 58e3af0",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="Keys, values and the whole MLP are never adapted; with another "
-        "width of heads it is queries and outputs that are left out.",
+        cost="Keys, values and the whole MLP are never adapted. If all "
+        "heads together are not as wide as the model, the queries and the "
+        "output of attention are left out as well.",
         fix="Choose layers by their names, and say which were found.",
         measure=measure_square,
         test="tests/test_exhibits_adapters.py::"
@@ -243,7 +247,8 @@ EXHIBITS = (
         kind=Kind.TIME,
         noticed=Notice.ODD,
         cost="The same learning rate moves the model further the larger the "
-        "rank is, so ranks cannot be compared, and each needs its own rate.",
+        "rank is. So ranks cannot be compared at one learning rate, and the "
+        "search for a good one starts again with each rank.",
         fix="Scale the change by alpha / rank.",
         measure=measure_alpha,
         test="tests/test_exhibits_adapters.py::"
@@ -264,8 +269,10 @@ EXHIBITS = (
         came="2025-02-09 58e3af0",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="A deep copy of an adapted model still uses the original's base "
-        "and adapter; its own trained weights are never used.",
+        cost="A deep copy of an adapted model still uses the original's "
+        "base and adapter, because the new `forward` is a function that "
+        "holds references to them, and copying a model does not copy "
+        "functions. The copy's own weights are never used.",
         fix="Replace the module with one that holds the base and the update.",
         measure=measure_copy,
         test="tests/test_exhibits_adapters.py::"
@@ -287,8 +294,9 @@ EXHIBITS = (
         came="2026-03-25 101d7df",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="The merged model differs from the adapted one hundreds of "
-        "times more than rounding in float32 would make it.",
+        cost="The merged model differs from the adapted one far more than "
+        "rounding in float32 would make it: the weights and the update are "
+        "rounded to float16 before they are added.",
         fix="Merge in float32, and round the result once if it must be half.",
         measure=measure_merge,
         test="tests/test_exhibits_adapters.py::"

@@ -43,11 +43,11 @@ class Kind(Enum):
     )
     STOP = (
         "a stop",
-        "An error or NaN: the run is lost, but you notice.",
+        "An error or NaN: the program or a loader stops, and you notice.",
     )
     TIME = (
         "time",
-        "The result can be right, but takes longer to compute.",
+        "The result can be right, but finding or computing it takes longer.",
     )
     LUCK = (
         "nothing, by luck",
@@ -65,7 +65,11 @@ class Kind(Enum):
 
 
 class Notice(Enum):
-    """What reveals a bug to a user who does not look for it."""
+    """What reveals a bug to a user who does not look for it.
+
+    A bug that shows in one way in one case and in another way in another
+    is listed under the clearest signal.
+    """
 
     NOTHING = "nothing"
     ODD = "something odd to see"
@@ -84,17 +88,20 @@ class Measured:
     Parameters
     ----------
     what : str
-        The quantity that was measured.
+        What was measured, in a sentence.
     bug, fix : str
         The results of the original code and of the fixed code.
     holds : bool
         Whether the two differ as claimed.
+    labels : tuple of two str
+        What to write before the two results.
     """
 
     what: str
     bug: str
     fix: str
     holds: bool
+    labels: tuple[str, str] = ("with the bug", "without it")
 
 
 @dataclass(frozen=True, kw_only=True)

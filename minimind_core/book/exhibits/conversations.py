@@ -330,7 +330,8 @@ def measure_late() -> Measured:
         for labels in (late, right)
     )
     return Measured(
-        "answers, of two, whose first token is supervised",
+        "Of the two answers in a conversation, how many have their first "
+        "token supervised.",
         f"{bug}", f"{fix}", bug == 0 and fix == 2,
     )  # fmt: skip
 
@@ -345,7 +346,8 @@ def measure_search() -> Measured:
         for labels in (searched, built)
     )
     return Measured(
-        "supervised tokens of an answer that begins with four spaces",
+        "Number of supervised tokens in an answer that begins with four "
+        "spaces.",
         f"{bug}", f"{fix}", bug == 0 and fix > 2,
     )  # fmt: skip
 
@@ -365,7 +367,7 @@ def measure_window() -> Measured:
     except NoSupervisedTokens:
         fix = "skipped, and counted"
     return Measured(
-        "a row whose prompt fills the window",
+        "What becomes of a row whose prompt fills the window.",
         f"loss {bug:.0f}", fix, bool(bug.isnan()) and "skipped" in fix,
     )  # fmt: skip
 
@@ -380,7 +382,8 @@ def measure_forged() -> Measured:
     ]
     bug, fix = (text.count("<|im_end|>") for text in said)
     return Measured(
-        "supervised answers, from one answer and one forged by a user",
+        "Number of supervised answers in a conversation with one real "
+        "answer and one that the user has forged.",
         f"{bug}", f"{fix}", bug == 2 and fix == 1 and "lost" in said[0],
     )  # fmt: skip
 
@@ -399,9 +402,9 @@ EXHIBITS = (
         gone="2025-04-01 e369b33",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="The first token of every answer, which matters most, is never "
-        "supervised, and one token after the end is; the training loss "
-        "looks better than with the right mask.",
+        cost="The first token of every answer is never supervised, and one "
+        "token after its end is. The training loss looks better than with "
+        "the right mask.",
         fix="Give each token its own label, and shift once, in the loss.",
         measure=measure_late,
         test="tests/test_exhibits_conversations.py::"
@@ -422,9 +425,10 @@ EXHIBITS = (
         came="2026-01-15 aa539a8",
         kind=Kind.DATA,
         noticed=Notice.NOTHING,
-        cost="Where the line break of the header merges with the answer's "
-        "first spaces, the whole answer has no label: code and verse are "
-        "silently left out.",
+        cost="If an answer begins with spaces, the tokenizer merges them "
+        "with the line break of the header, and the search does not find "
+        "the header. So the whole answer, such as indented code, has no "
+        "label. The bug was also there from February to April 2025.",
         fix="Build labels together with the ids, segment by segment.",
         measure=measure_search,
         test="tests/test_exhibits_conversations.py::"
@@ -442,8 +446,9 @@ EXHIBITS = (
         came="2025-02-09 58e3af0",
         kind=Kind.DATA,
         noticed=Notice.ODD,
-        cost="The row is computed for nothing; a batch of such rows has the "
-        "loss NaN; a truncated answer is trained on without its end.",
+        cost="The row is computed for nothing, and a batch of such rows has "
+        "the loss NaN. If only the answer is truncated, the model is trained "
+        "on an answer without its end.",
         fix="Keep whole turns, and skip and count rows without an answer.",
         measure=measure_window,
         test="tests/test_exhibits_conversations.py::"

@@ -83,7 +83,8 @@ def measure_cut() -> Measured:
     rows = pack([Encoded(ids, ids) for ids in pieces], MAX_SEQ_LEN)
     fix = sum(len(row.input_ids) for row in rows)
     return Measured(
-        "tokens kept of a document of 1,001",
+        "Number of tokens that are kept of a document of 1,001, its start "
+        "and end token included.",
         f"{bug}", f"{fix:,}", bug == 340 and fix == 1001,
     )  # fmt: skip
 
@@ -95,7 +96,7 @@ def measure_markers() -> Measured:
     bug = parse_markers(tokenizer, said).count(EOS_ID)
     fix = encode_text(tokenizer, said).count(EOS_ID)
     return Measured(
-        "ends of a document in a sentence that names the end token",
+        "Number of end tokens in a plain sentence that mentions the marker.",
         f"{bug}", f"{fix}", bug == 1 and fix == 0,
     )  # fmt: skip
 
@@ -116,9 +117,10 @@ EXHIBITS = (
         came="2025-02-09 58e3af0",
         kind=Kind.DATA,
         noticed=Notice.NOTHING,
-        cost="Of a document of 1,001 tokens 340 are kept and the rest is "
-        "never seen, with an end token where the text did not end; a short "
-        "document fills its row with padding, which is computed for nothing.",
+        cost="A document keeps at most 338 tokens of its own, between a "
+        "start and an end token, and the rest is never seen. The model "
+        "learns an end where the text did not end. A short document is "
+        "filled up with padding, which is computed for nothing.",
         fix="Pack documents into rows, continue a long one in the next row, "
         "and let tokens attend only to their own document.",
         measure=measure_cut,
@@ -139,7 +141,9 @@ EXHIBITS = (
         kind=Kind.DATA,
         noticed=Notice.NOTHING,
         cost="The string <|im_end|> in a plain text becomes the real end of "
-        "a document, and <|endoftext|> becomes padding without a label.",
+        "a document, and <|endoftext|> becomes padding without a label. "
+        "`add_special_tokens=False` does not prevent this: it only adds no "
+        "tokens at the ends, and markers inside the text are still parsed.",
         fix="Encode text with a tokenizer without special tokens, and insert "
         "those by their ids.",
         measure=measure_markers,

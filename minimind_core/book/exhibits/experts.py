@@ -41,7 +41,7 @@ def mix(
     chosen : int
         Experts per token.
     always : bool
-        Normalise the weights of the chosen experts even if there is only
+        Normalize the weights of the chosen experts even if there is only
         one, whose weight is then divided by itself.
 
     Returns
@@ -51,9 +51,9 @@ def mix(
     weights, places = router(x).softmax(-1).topk(chosen, -1)
     if always or chosen > 1:
         weights = weights / weights.sum(-1, keepdim=True)
-    said = torch.stack([expert(x) for expert in experts], 1)
+    outputs = torch.stack([expert(x) for expert in experts], 1)
     index = places[..., None].expand(-1, -1, x.size(-1))
-    return (weights[..., None] * said.gather(1, index)).sum(1)
+    return (weights[..., None] * outputs.gather(1, index)).sum(1)
 
 
 def router_gradient(chosen: int, *, always: bool) -> float:
@@ -82,7 +82,8 @@ def measure_router() -> Measured:
     bug = router_gradient(1, always=True)
     fix = router_gradient(1, always=False)
     return Measured(
-        "gradient of the loss at the router, one expert per token",
+        "Length of the gradient that the loss sends to the router, with one "
+        "expert per token.",
         f"{bug:.0e}", f"{fix:.0e}", bug < 1e-6 < 1e-3 < fix,
     )  # fmt: skip
 
@@ -90,7 +91,7 @@ def measure_router() -> Measured:
 EXHIBITS = (
     Exhibit(
         key="deaf-router",
-        title="A router that no loss can reach",
+        title="A router that the language loss cannot reach",
         commit="d65ef2c",
         date="2026-08-21",
         place="model/model_minimind.py:161",
@@ -101,9 +102,10 @@ EXHIBITS = (
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
         cost="With one expert per token the weight is divided by itself, so "
-        "it is always 1. Only the penalty for uneven use still reaches "
-        "the router, so experts stay alike.",
-        fix="Normalise the weights only if there are several.",
+        "it is always 1. Only the penalty that keeps all experts equally "
+        "busy still reaches the router, and it does not say which expert "
+        "suits a token.",
+        fix="Normalize the weights only if there are several.",
         measure=measure_router,
         test="tests/test_exhibits_experts.py::"
         "test_a_router_hears_the_loss_however_many_are_chosen",

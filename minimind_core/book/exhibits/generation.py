@@ -75,8 +75,8 @@ def measure_zero() -> Measured:
     bug = broken.argmax(-1).item()
     fix = next_token_probs(logits, temperature=0).argmax(-1).item()
     return Measured(
-        "at temperature 0, of the logits 1, 3, -2 and 0.5",
-        f"{sampled} if sampled, else token number {bug + 1}",
+        "What temperature 0 chooses from the logits 1, 3, -2 and 0.5.",
+        f"{sampled} if sampled, otherwise token number {bug + 1}",
         f"token number {fix + 1}",
         sampled == "RuntimeError" and bug == 0 and fix == 1,
     )  # fmt: skip
@@ -93,7 +93,7 @@ def measure_dropped() -> Measured:
     bug = (drop_cache(model, ids[:, -1:], cache)[:, -1] - whole).abs().max()
     fix = (model(ids[:, -1:], cache=cache).logits[:, -1] - whole).abs().max()
     return Measured(
-        "logits of the newest token, off by",
+        "Largest error of the newest token's logits.",
         f"{bug:.1f}", f"{fix:.0e}", bool(bug > 1) and bool(fix < 1e-3),
     )  # fmt: skip
 
@@ -111,7 +111,8 @@ EXHIBITS = (
         noticed=Notice.ERROR,
         cost="Sampling at temperature 0 ends in an error about "
         "probabilities; with do_sample=False every positive logit is "
-        "infinite, and the first in the vocabulary is taken for the best.",
+        "infinite, and the first of them in the vocabulary is taken without "
+        "an error.",
         fix="Treat 0 as greedy decoding: take the most likely token, without "
         "a division.",
         measure=measure_zero,
@@ -130,8 +131,9 @@ EXHIBITS = (
         came="2025-10-17 4e35fb9",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="A caller who passes the newest token and a DynamicCache gets "
-        "the logits of a text of one token, without an error.",
+        cost="A caller who passes the newest token and a `DynamicCache`, "
+        "the usual cache of transformers, gets the logits of a text that "
+        "consists of this token alone, without an error.",
         fix="Use the given cache or raise an error, and test that cached "
         "logits equal uncached ones.",
         measure=measure_dropped,

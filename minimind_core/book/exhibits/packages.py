@@ -422,9 +422,10 @@ def measure_end() -> Measured:
         tokenizer.save_pretrained(theirs)
         bug, fix = (examine(f, prompt, exact) for f in (theirs, folder))
     return Measured(
-        "a complete sentence, continued for up to 40 tokens",
-        "to the limit" if not bug.stops else "stops",
-        "stops at its end" if fix.stops else "to the limit",
+        "What `generate` does with a complete sentence and a limit of 40 "
+        "new tokens.",
+        "goes on to the limit" if not bug.stops else "stops",
+        "stops at its end" if fix.stops else "goes on to the limit",
         fix.stops and not bug.stops and bug.gap == fix.gap == 0,
     )  # fmt: skip
 
@@ -457,7 +458,7 @@ def measure_code() -> Measured:
         need_own_code(folder)
         bug = read(folder)
     return Measured(
-        "a loader that does not run third-party code",
+        "What a loader does that is not allowed to run third-party code.",
         bug, fix, bug.startswith("refuses") and fix == "reads it",
     )  # fmt: skip
 
@@ -468,7 +469,7 @@ def measure_pairs() -> Measured:
         spoilt = broken(folder, folder.parent / "spoilt", "other-pairs")
         bug, fix = (examine(f, prompt, exact) for f in (spoilt, folder))
     return Measured(
-        "logits of the converted model, off by",
+        "Largest error of the converted model's logits.",
         f"{bug.gap or 0:.2f}, without a warning", f"{fix.gap or 0:.2f}",
         (bug.gap or 0) > 0.01 and fix.gap == 0 and bug.verdict == "silent",
     )  # fmt: skip
@@ -483,12 +484,13 @@ EXHIBITS = (
         place="scripts/convert_model.py:43-61",
         quote="qwen_config = Qwen3Config(\n"
         "    **common_config, \n"
-        "    use_sliding_window=False, \n"
-        "    sliding_window=None",
+        "    ...\n"
+        ")",
         came="2026-03-25 101d7df",
         kind=Kind.WRONG,
         noticed=Notice.ODD,
-        cost="`generate` continues to its limit and invents more turns.",
+        cost="The config does not say which token ends an answer, so "
+        "`generate` continues to its limit and invents more turns.",
         fix="Write eos, bos and pad into both config files.",
         measure=measure_end,
         test="tests/test_exhibits_packages.py::"
@@ -527,7 +529,8 @@ EXHIBITS = (
         gone="2025-04-26 a62faf3",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="The names and shapes are right, but the answers are wrong.",
+        cost="The names and shapes of the weights are those that a loader "
+        "expects, so nothing is reported, but the answers are wrong.",
         fix="Pair the halves of a head, as Qwen3 and Llama do.",
         measure=measure_pairs,
         test="tests/test_exhibits_packages.py::"

@@ -253,7 +253,7 @@ def measure_flag() -> Measured:
     with ours.autocast():
         right = torch.ones(2, 2) @ torch.ones(2, 2)
     return Measured(
-        "a matrix product, with bfloat16 asked for, ran in",
+        "The dtype of a matrix product if the user asks for bfloat16.",
         ran, str(right.dtype).removeprefix("torch."),
         ran == "float16" and right.dtype == torch.bfloat16,
     )  # fmt: skip
@@ -266,10 +266,12 @@ def measure_condition() -> Measured:
         for version in (FIRST, CONDITION_FIX)
     ]
     return Measured(
-        "flags, of three, that ran float16 without a scaler",
+        "Of the three values of the dtype flag, how many ran in float16 "
+        "without a scaler.",
         f"{unsound[0]}",
-        f"{unsound[1]}, after the fix of {CONDITION_FIX.date}",
+        f"{unsound[1]}, namely float32",
         unsound == [0, 1],
+        labels=("before the fix", "after the fix"),
     )  # fmt: skip
 
 
@@ -286,7 +288,7 @@ def measure_float32() -> Measured:
     )
     bug, fix = (compare(one, exact).relative_error for one in (wrong, right))
     return Measured(
-        "relative error of the gradient in a batch of 87,040 tokens",
+        "Relative error of the gradient in a batch of 87,040 tokens.",
         f"{bug:.0%}", f"{fix:.0e}", bug > 0.1 > 1e-4 > fix,
     )  # fmt: skip
 
@@ -301,7 +303,8 @@ def measure_saving() -> Measured:
     bug = vanished_share(before, after, scales=True)
     fix = vanished_share(before, after, scales=True, dtype=torch.float32)
     return Measured(
-        "updates of norm weights that saving loses, rate 1e-5",
+        "Share of the updates of norm weights that saving loses, at a "
+        "learning rate of 1e-5.",
         f"{bug:.0%}", f"{fix:.0%}", bug > 0.9 and fix == 0,
     )  # fmt: skip
 
@@ -322,7 +325,8 @@ def measure_stream() -> Measured:
         float((one - exact).norm() / exact.norm()) for one in (theirs, ours)
     )
     return Measured(
-        "relative error of the stream after 16 new layers in bfloat16",
+        "Relative error of the residual stream after 16 untrained layers "
+        "in bfloat16.",
         f"{bug:.1e}", f"{fix:.1e}", bug > 2 * fix,
     )  # fmt: skip
 
@@ -336,7 +340,8 @@ def measure_mask() -> Measured:
     logits = new_model().half()(random_ids(1, 4), attention_mask=mask).logits
     fix = int(logits.isnan().any(-1).sum())
     return Measured(
-        "positions that are NaN, of four with two of padding, in float16",
+        "Of four positions in float16, two of them padding, how many are "
+        "NaN.",
         f"{bug}", f"{fix}", bug == 2 and fix == 0,
     )  # fmt: skip
 
@@ -378,7 +383,8 @@ EXHIBITS = (
         gone="2024-09-25 89d2601",
         kind=Kind.LUCK,
         noticed=Notice.NOTHING,
-        cost="Nothing: it switched on a scaler that was needed, by luck.",
+        cost="By itself it did no harm: autocast always ran in float16, "
+        "which needs a scaler, and this condition always switched one on.",
         fix="Enable the scaler for float16 alone.",
         measure=measure_condition,
         test="tests/test_exhibits_precision.py::"
@@ -399,8 +405,9 @@ EXHIBITS = (
         came="2024-09-25 89d2601",
         kind=Kind.TRAINING,
         noticed=Notice.ODD,
-        cost="Gradients become zero, more of them the larger the batch is.",
-        fix="No autocast for float32.",
+        cost="Without a scaler, small gradients become zero in float16, and "
+        "more of them do the larger the batch is.",
+        fix="Switch autocast off if the user asks for float32.",
         measure=measure_float32,
         test="tests/test_exhibits_precision.py::"
         "test_float32_is_not_autocast",
@@ -417,8 +424,10 @@ EXHIBITS = (
         came="2025-12-01 5e1447b",
         kind=Kind.TRAINING,
         noticed=Notice.NOTHING,
-        cost="A resumed run begins with rounded weights. What was learned in "
-        "steps smaller than half a step of float16 is lost.",
+        cost="A resumed run begins with weights that were rounded to "
+        "float16 when they were saved. A weight that has changed by less "
+        "than half a step of float16 since the last rounding falls back to "
+        "its old value.",
         fix="Keep trainable weights in float32 on disk as well.",
         measure=measure_saving,
         test="tests/test_exhibits_precision.py::"
@@ -427,7 +436,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="in-place-residual",
-        title="An addition in place that halves the residual stream",
+        title="An addition in place that rounds the residual stream",
         commit="d65ef2c",
         date="2026-08-21",
         place="model/model_minimind.py:192",
@@ -435,7 +444,9 @@ EXHIBITS = (
         came="2025-04-26 a62faf3",
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
-        cost="Rounding errors pile up layer by layer, and hooks see sums.",
+        cost="The sum takes the dtype of the layer's output, bfloat16, so "
+        "rounding errors pile up from layer to layer. And a hook that keeps "
+        "the output of attention later finds the sum in its place.",
         fix="Write x = x + y, not y += x.",
         measure=measure_stream,
         test="tests/test_model.py::"
@@ -453,7 +464,9 @@ EXHIBITS = (
         came="2025-04-26 a62faf3",
         kind=Kind.STOP,
         noticed=Notice.ODD,
-        cost="A batch padded on the left gives NaN.",
+        cost="In float16, -1e9 becomes minus infinity. With padding on the "
+        "left, the first rows may attend only to padding, so all their "
+        "scores are minus infinity and their softmax is NaN.",
         fix="Use boolean masks, and let every row attend to something.",
         measure=measure_mask,
         test="tests/test_model.py::"

@@ -78,7 +78,7 @@ def measure_resume() -> Measured:
         resume_scaler(scaler, saved)
     fix = "goes on" if scaler.is_enabled() else "goes on unscaled"
     return Measured(
-        "a bfloat16 run that is resumed in float16",
+        "What happens if a run in bfloat16 is resumed in float16.",
         bug, f"{fix}, with a new scaler",
         bug == "RuntimeError" and fix == "goes on",
     )  # fmt: skip
@@ -95,7 +95,7 @@ def measure_lenient() -> Measured:
     except CheckpointError:
         fix = "refused, each missing tensor named"
     return Measured(
-        "a file of 4 layers, loaded into a model of 8",
+        "What happens if a file of 4 layers is loaded into a model of 8.",
         f"{bug} tensors stay random, no error", fix,
         bug == 44 and fix.startswith("refused"),
     )  # fmt: skip
@@ -112,9 +112,9 @@ EXHIBITS = (
         came="2025-10-26 e848487",
         kind=Kind.STOP,
         noticed=Notice.ERROR,
-        cost="After a move from a GPU with bfloat16 to one without, a run "
-        "cannot be resumed: the saved state of a disabled scaler is empty, "
-        "and an enabled one refuses it.",
+        cost="A run in bfloat16 cannot be resumed in float16, for example "
+        "on a GPU without fast bfloat16: the saved state of a disabled "
+        "scaler is empty, and an enabled scaler refuses it.",
         fix="If there is no saved state, start a new scaler.",
         measure=measure_resume,
         test="tests/test_train.py::"
@@ -132,8 +132,8 @@ EXHIBITS = (
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
         cost="A file of four layers loads into a model of eight; the other "
-        "four stay as they were drawn. So does every weight whose name has "
-        "changed.",
+        "four keep their random initial weights. A weight whose name has "
+        "changed is not loaded either.",
         fix="Load strictly, and name what is missing, unknown or of another "
         "shape.",
         measure=measure_lenient,

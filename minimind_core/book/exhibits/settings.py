@@ -44,7 +44,7 @@ class LooseConfig:
 
 
 def measure_typo() -> Measured:
-    """Ask for ninety-nine layers under a misspelt name."""
+    """Ask for ninety-nine layers under a misspelled name."""
     typo = {"num_layers": 99}
     bug = LooseConfig(**typo).num_hidden_layers
     try:
@@ -53,7 +53,8 @@ def measure_typo() -> Measured:
     except ConfigError:
         fix = "an error that names it"
     return Measured(
-        "asked for num_layers=99", f"a model of {bug} layers", fix,
+        "What the misspelled setting `num_layers=99` gives.",
+        f"a model of {bug} layers", fix,
         bug == 8 and fix != "accepted",
     )  # fmt: skip
 
@@ -73,7 +74,7 @@ EXHIBITS = (
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
         cost="The trained model is not the one that was requested, and an "
-        "experiment on a misspelt setting finds that it has no effect.",
+        "experiment on a misspelled setting finds that it has no effect.",
         fix="Give each setting a field, and make unknown names an error.",
         measure=measure_typo,
         test="tests/test_config.py::test_unknown_key_is_an_error",

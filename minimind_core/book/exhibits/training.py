@@ -133,7 +133,8 @@ def measure_means() -> Measured:
                     _by_tokens(model, batches))
     )  # fmt: skip
     return Measured(
-        "cosine between the gradient and the right one, 60 labels beside 4",
+        "Cosine between the gradient and the exact one, for micro-batches "
+        "with 60 and 4 labels.",
         f"{bug:.2f}", f"{fix:.2f}", bug < 0.8 and fix > 0.9999,
     )  # fmt: skip
 
@@ -145,8 +146,9 @@ def measure_leftover() -> Measured:
     bug = (accumulate_means(model, batches, 8).norm() / right).item()
     fix = (_by_tokens(model, batches).norm() / right).item()
     return Measured(
-        "length of the gradient of 5 micro-batches, accumulating 8",
-        f"{bug:.3f} of what it should be", f"{fix:.3f}",
+        "Length of the gradient of 5 left-over micro-batches, divided by "
+        "the right length, if 8 are accumulated.",
+        f"{bug:.3f}", f"{fix:.3f}",
         abs(bug - 5 / 8) < 1e-4 and abs(fix - 1) < 1e-4,
     )  # fmt: skip
 
@@ -162,8 +164,8 @@ def measure_saved() -> Measured:
         for some in (saved, now)
     )
     return Measured(
-        f"of {len(start)} saved tensors, after an epoch of 3 micro-batches, "
-        "are the initial ones",
+        f"Of {len(start)} saved tensors, how many still have their initial "
+        "values after an epoch of 3 micro-batches.",
         f"{bug}", f"{fix}", bug == len(start) and fix == 0,
     )  # fmt: skip
 
@@ -171,7 +173,7 @@ def measure_saved() -> Measured:
 EXHIBITS = (
     Exhibit(
         key="mean-of-means",
-        title="A short text counts as much as a long one",
+        title="A small micro-batch counts as much as a large one",
         commit="d65ef2c",
         date="2026-08-21",
         place="model/model_minimind.py:252",
@@ -191,7 +193,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="leftover-too-small",
-        title="The last step of an epoch is too small",
+        title="The last gradient of an epoch is too small",
         commit="d65ef2c",
         date="2026-08-21",
         place="trainer/train_pretrain.py:38",
@@ -201,7 +203,8 @@ EXHIBITS = (
         noticed=Notice.NOTHING,
         cost="Micro-batches left over at the end are divided by the full "
         "number of accumulation steps: five of eight give five eighths of "
-        "the gradient.",
+        "the gradient. How much smaller the step becomes depends on the "
+        "optimizer.",
         fix="Divide by the actual number, not by the planned one.",
         measure=measure_leftover,
         test="tests/test_exhibits_training.py::"

@@ -71,6 +71,7 @@ def _card(exhibit: Any, found: Any) -> str:
     came = _when(exhibit.came, exhibit.came_url)
     gone = _when(exhibit.gone, exhibit.gone_url)
     life = f"{came} to {gone}" if gone else f"since {came}"
+    before, after = (_text(label) for label in found.labels)
     path, _, name = exhibit.test.partition("::test_")
     test = f"{path}::<wbr>test_" + name.replace("_", "_<wbr>")
     file, _, line = exhibit.place.partition(":")
@@ -84,25 +85,27 @@ def _card(exhibit: Any, found: Any) -> str:
     code = "\n".join(line.rstrip() for line in exhibit.quote.splitlines())
     rows = (
         ("What it does", _text(exhibit.cost)),
-        ("Measured", f"{_text(found.what)}: "
-         f'<span class="mm-bug"><b>as it was</b> '
+        ("Measured", f"{_text(found.what)} "
+         f'<span class="mm-bug"><b>{before}</b> '
          f"<span>{_text(found.bug)}</span></span> "
-         f'<span class="mm-fix"><b>put right</b> '
+         f'<span class="mm-fix"><b>{after}</b> '
          f"<span>{_text(found.fix)}</span></span>"),
-        ("Instead", _text(exhibit.fix)),
-        ("Kept away by", f'<code class="mm-test">{test}</code>'),
+        ("Do instead", _text(exhibit.fix)),
+        ("Test", "<details><summary>fails if the package has this "
+         "bug</summary>"
+         f'<code class="mm-test">{test}</code></details>'),
     )  # fmt: skip
     facts = "".join(
         f"<span>{fact}</span>"
         for fact in (
             f"costs <b>{_text(exhibit.kind.label)}</b>",
-            f"told by <b>{_text(exhibit.noticed.label)}</b>",
+            f"revealed by <b>{_text(exhibit.noticed.label)}</b>",
             life,
             f"runs {_chapter(exhibit)}",
         )
     )
     body = "".join(
-        f"<div><dt>{name}</dt><dd><p>{text}</p></dd></div>"
+        f"<div><dt>{name}</dt><dd><div>{text}</div></dd></div>"
         for name, text in rows
     )
     return (
