@@ -88,6 +88,19 @@ def test_a_phone_needs_no_sideways_scroll(name, server, visit):
     assert wide == []
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_only_the_chosen_frame_of_a_slider_is_seen(name, server, visit):
+    page = visit(f"{server}/{name}")
+    # What is within a hidden frame can still say that it is visible.
+    seen = page.evaluate(
+        """() => [...document.querySelectorAll(".mm-frame:not(.shown) *")]
+            .filter(e => getComputedStyle(e).visibility === "visible" &&
+                e.getClientRects().length)
+            .map(e => e.outerHTML.slice(0, 90))"""
+    )
+    assert seen[:3] == []
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", READ)
 def test_axe_finds_nothing_serious(name, theme, server, visit):
