@@ -367,8 +367,8 @@ IMPLEMENTATION = "minimind_core"
 def register_attention() -> str:
     """Register `attend` with transformers, and return its name there.
 
-    ``model.set_attn_implementation(register_attention())`` makes a model of
-    transformers use it.
+    A model of transformers uses it once its ``set_attn_implementation`` has
+    been called with this name.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

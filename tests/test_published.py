@@ -88,7 +88,8 @@ def make(folder: Path, more: str = "") -> None:
     (folder / "log.jsonl").write_text('{"step": 1, "seconds": 2.0}\n')
     (folder / "chat_template.jinja").write_text("{{ messages }}\n")
     (folder / "tokenizer.json").write_text("{}\n")
-    about = {"format": 1, "finished": True, "runtime": RAN, "base": more or None}
+    about = {"format": 1, "finished": True, "runtime": RAN,
+             "base": more or None}  # fmt: skip
     (folder / "minimind.json").write_text(json.dumps(about))
 
 

@@ -56,6 +56,8 @@ export async function write(box, hint) {
   let begun = 0, playing = 0;
   /** @type {View | undefined} */
   let view;
+  /** @type {View["left"]} The reason that is shown. */
+  let told = null;
 
   const story = new Story("The story, token by token");
   if (hint) story.hint = hint;
@@ -84,7 +86,10 @@ export async function write(box, hint) {
   /** @param {View} found */
   function show(found) {
     view = found;
-    story.show(found.tokens, found.left, begun);
+    // A reason quotes what follows. While the story grows, that grows too,
+    // and the reason would be read aloud again with every word.
+    if (!playing || told?.position !== found.left?.position) told = found.left;
+    story.show(found.tokens, told, begun);
     const rows = found.rows.slice()
       .sort((a, b) => Math.max(b.shaped, b.truth || 0)
         - Math.max(a.shaped, a.truth || 0));
