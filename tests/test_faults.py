@@ -288,8 +288,8 @@ def test_a_gpu_that_is_not_there(refuse, words):
     ("options", "said"),
     [
         (["--temperature", "-1"], "temperature must be >= 0"),
-        (["--top-p", "0"], "top_p must be in (0, 1]"),
-        (["--top-p", "2"], "top_p must be in (0, 1]"),
+        (["--top-p", "0", "--temperature", "1"], "top_p must be in (0, 1]"),
+        (["--top-p", "2", "--temperature", "1"], "top_p must be in (0, 1]"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "\udcff"], "not UTF-8"),
         (["--prompt", "word " * 2000], "begin a new conversation"),
