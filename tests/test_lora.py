@@ -1,6 +1,7 @@
 """LoRA by hand and through peft: the same, exact where it can be."""
 
 import copy
+import json
 import shutil
 
 import peft
@@ -248,6 +249,9 @@ def test_another_base_or_length_is_not_resumed(base, tmp_path):
     name = next(iter(weights))
     weights[name] = weights[name] + 1e-3
     save_file(weights, file, metadata={"format": "pt"})
+    about = json.loads((other / "minimind.json").read_text())
+    del about["files"]  # changed on purpose
+    (other / "minimind.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match="base was"):
         train_lora(other, out, resume=True, **settings)
     longer = {**settings, "seq_len": 120}
