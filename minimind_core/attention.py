@@ -409,7 +409,7 @@ def _attend_in_transformers(
 
 
 def fit_attention(model: Any) -> bool:
-    """Give a model of transformers the attention that suits its device.
+    """Give a Qwen3 of transformers the attention that suits its device.
 
     Transformers asks SDPA for grouped heads whenever there is no mask. On a
     T4, or in float32 on any GPU, no fused kernel takes them, see
@@ -418,15 +418,17 @@ def fit_attention(model: Any) -> bool:
     Parameters
     ----------
     model
-        On its device. Models that are not of transformers or peft are left
-        as they are.
+        On its device. Any other model is left as it is, because attention
+        may mean more there than `attend` computes: a cap on the scores, a
+        window, no causality.
 
     Returns
     -------
     bool
         Whether the model now uses `attend`.
     """
-    if not hasattr(model, "set_attn_implementation"):
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind != "qwen3" or not hasattr(model, "set_attn_implementation"):
         return False
     if next(model.parameters()).device.type not in ("cuda", "mps"):
         return False

@@ -61,8 +61,8 @@ def load_config(folder: str | Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: {_why_no_model(folder)}")
-    require_known_format(folder)
     try:
+        require_known_format(folder)
         return ModelConfig.from_hf(read_json(path), str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error

@@ -83,6 +83,13 @@ def pytest_make_collect_report(collector):
     _no_skip_in_ci(outcome.get_result())
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""

@@ -534,6 +534,16 @@ def test_attention_is_fitted_to_the_device(monkeypatch, device, fitted):
     assert fit_attention(make_model()) is False
 
 
+def test_attention_that_means_more_is_left_alone(monkeypatch):
+    model = hf_model()
+    monkeypatch.setattr(model.config, "model_type", "gemma2")
+    there = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(model, "parameters", lambda: iter([there]))
+    before = model.config._attn_implementation
+    assert fit_attention(model) is False
+    assert model.config._attn_implementation == before
+
+
 def test_packed_rows_use_documents_where_a_kernel_takes_them(
     stand_in, monkeypatch
 ):

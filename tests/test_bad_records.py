@@ -55,12 +55,6 @@ def write(path, good, count=3):
     return len(bad)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(*words):
     return cli.main([str(word) for word in words])
 

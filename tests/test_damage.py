@@ -37,12 +37,6 @@ def run(*words):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def refused(here, capsys):
     """Run a command that must fail, and leave nothing behind."""
 

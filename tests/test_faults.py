@@ -33,13 +33,6 @@ def tree(folder):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def refuse(here, capsys):
     """Run a command that must fail, and compare what it says."""
 

@@ -308,7 +308,7 @@ def without(key):
 FOREIGN = {
     "upwards": (with_path("../../x.json"), "names the path"),
     "upwards inside": (with_path("a/../../../x.json"), "names the path"),
-    "absolute": (with_path("/tmp/x.json"), "names the path"),
+    "absolute": (with_path("/elsewhere/x.json"), "names the path"),
     "a drive": (with_path("C:\\x.json"), "names the path"),
     "empty": (with_path(""), "names the path"),
     "hidden": (with_path(".x.json"), "names the path"),

@@ -32,7 +32,8 @@ RENDERER = "katex"  # html_math_renderer in _config.yml
 FOLDER = "vendor/katex"  # below _static
 STYLE = f"{FOLDER}/katex.min.css"
 
-# Those that the formulas of the book need. Whoever needs another is told.
+# Those that the formulas of the book need. A formula that needs another one
+# is an error that says so.
 FONTS = (
     "KaTeX_Main-Regular",
     "KaTeX_Math-Italic",

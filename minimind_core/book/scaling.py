@@ -43,8 +43,9 @@ def step_seconds(
 
     Each device computes its share of the batch, then all add their float32
     gradients in a ring, in which each sends ``2 (n - 1) / n`` times their
-    size (Patarasuk and Yuan, 2009). PyTorch hides a part of the exchange
-    behind the backward pass; the sum of the two is the worst case.
+    size (Patarasuk and Yuan, 2009). The estimate can be wrong both ways:
+    PyTorch hides a part of the exchange behind the backward pass, and no
+    link reaches its full bandwidth all the time.
 
     Parameters
     ----------
