@@ -473,6 +473,11 @@ class TrainConfig(_Settings):
     threads : int or None
         CPU threads that torch uses. With None the run chooses, and a resumed
         run keeps the number it started with.
+    shard : bool
+        Under torchrun, spread the weights, the gradients and the optimizer's
+        state over the processes (FSDP) instead of giving each a copy of all
+        of them (DDP); see `sharding`. One process alone has nothing to
+        spread.
     """
 
     steps: Count = 900
@@ -502,6 +507,7 @@ class TrainConfig(_Settings):
     dtype: Dtype = "auto"
     device: str = "auto"
     threads: Count | None = None
+    shard: bool = False
 
 
 # --- presets ---------------------------------------------------------------

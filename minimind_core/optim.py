@@ -21,6 +21,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from minimind_core.config import TrainConfig
 from minimind_core.errors import ConfigError
+from minimind_core.sharding import gathered, split_like
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -124,10 +125,13 @@ class _Muon(Muon):
                 average = state["momentum_buffer"]
                 average.lerp_(gradient, 1 - group["momentum"])
                 update = gradient.lerp(average, group["momentum"])
+                # Singular values are those of the whole matrix. If it is
+                # sharded, every process computes the same update from it.
                 update = orthogonalize(
-                    update.to(dtype), group["ns_coefficients"],
+                    gathered(update).to(dtype), group["ns_coefficients"],
                     group["ns_steps"], group["eps"],
                 )  # fmt: skip
+                update = split_like(update, parameter)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 # The size of an update of AdamW (Liu et al., 2025).
                 size = 0.2 * math.sqrt(max(parameter.shape))
@@ -345,4 +349,7 @@ def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
         gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    # Of sharded gradients, this is the norm of all parts together.
+    norm = gathered(nn.utils.get_total_norm([p.grad for p in parameters]))
+    nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
+    return norm
