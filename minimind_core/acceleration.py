@@ -120,15 +120,18 @@ def _accelerate_other(
 ) -> None:
     """`accelerate` for a model of transformers, of peft, or your own."""
     if activation_checkpointing:
-        if not hasattr(model, "gradient_checkpointing_enable"):
+        # The first name is the newer one in transformers.
+        enable = getattr(
+            model, "activation_checkpointing_enable",
+            getattr(model, "gradient_checkpointing_enable", None),
+        )  # fmt: skip
+        if enable is None:
             raise ConfigError(
                 "activation_checkpointing is on, but a "
                 f"{type(model).__name__} has no method "
                 "gradient_checkpointing_enable, as models of transformers do"
             )
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        enable({"use_reentrant": False})
     if compile:
         model.compile(backend=backend)
 
