@@ -108,7 +108,7 @@ lint: env
 # On a machine with a GPU, with a Python that has torch and what the package
 # needs. Nothing is installed, and no environment is made.
 gpu-check:
-	PYTHONPATH="$(CURDIR)" $(PY) benchmarks/gpu.py $(GPU)
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PY) benchmarks/gpu.py $(GPU)
 
 serve:
 	@test -f _build/html/book/index.html || \

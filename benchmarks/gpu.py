@@ -24,7 +24,6 @@ import gc
 import importlib.util
 import itertools
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -126,10 +125,8 @@ def run_tests() -> Results:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--no-header",
          "-p", "no:cacheprovider", "tests/test_attention.py",
-         "tests/test_train.py", "tests/test_acceleration.py",
-         "tests/test_optim.py"],
+         "tests/test_train.py", "tests/test_acceleration.py"],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     print(done.stdout[-6000:], done.stderr[-1000:])
     counts = {
@@ -198,7 +195,8 @@ def compare_attention() -> Results:
         )  # fmt: skip
         ours = both_ways(attend, mask)
         error = max(
-            float((one.double() - other).norm() / other.norm())
+            float((one.detach().double() - other.detach()).norm()
+                  / other.detach().norm())
             for one, other in zip(ours, exact, strict=True)
         )
         fast = timed(lambda: both_ways(attend, mask))  # noqa: B023
@@ -360,8 +358,8 @@ def measure_speed(upstream: Path | None, peak: float) -> Results:
         "compiled": (32, False, adamw, {"compile": True}),
         "compiled, 64 rows": (64, False, adamw, {"compile": True}),
         "compiled, 128 rows": (128, False, adamw, {"compile": True}),
-        "compiled, 128 rows, whole logits": (
-            128, False, adamw, {"compile": True, "loss_chunk": None},
+        "compiled, 128 rows, loss in chunks": (
+            128, False, adamw, {"compile": True, "loss_chunk": 8192},
         ),
         "compiled, recomputing": (
             128, False, adamw,
@@ -375,12 +373,13 @@ def measure_speed(upstream: Path | None, peak: float) -> Results:
         free()
         torch.manual_seed(0)
         model = MiniMind(BASE).cuda()
-        accelerate(model, **({"loss_chunk": 8192} | options))
+        accelerate(model, **options)
         found[name] = one_speed(
             name, model, config, rows, peak, packed=packed
         )
         del model
     others: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {
+        "compiled as a whole, 128 rows": (lambda: MiniMind(BASE), 128, True),
         "transformers": (qwen3, 32, False),
         "transformers, compiled": (qwen3, 32, True),
     }
@@ -453,7 +452,7 @@ def measure_memory() -> Results:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         model = MiniMind(BASE).cuda()
-        accelerate(model, compile=compiled, loss_chunk=None)
+        accelerate(model, compile=compiled)
         config = TrainConfig(
             optimizer="adamw", batch_size=rows, seq_len=LENGTH
         )
@@ -505,6 +504,7 @@ class RandomRows:
 
 def measure_trainer(peak: float, steps: int = 12) -> Results:
     """The preset `base` as a user would train it, a few steps of it."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     free()
@@ -534,8 +534,11 @@ def measure_trainer(peak: float, steps: int = 12) -> Results:
         torch.cuda.synchronize()
         wall = time.perf_counter() - started
     events = profiled.key_averages()
-    busy = sum(event.self_device_time_total for event in events) / 1e6
-    slowest = sorted(events, key=lambda e: -e.self_device_time_total)[:12]
+    # Operators carry the time of the kernels they start; count it once.
+    kernels = [e for e in events if e.device_type == DeviceType.CUDA
+               and not e.is_user_annotation]  # fmt: skip
+    busy = sum(event.self_device_time_total for event in kernels) / 1e6
+    slowest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:12]
     rate = config.batch_size * LENGTH / seconds
     found = {
         "tokens_per_second": rate,

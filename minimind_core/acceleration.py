@@ -23,6 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from minimind_core.errors import ConfigError
 from minimind_core.model import Block, MiniMind, head_loss
 
+LOGITS_BYTES = 2**31
+"""Size of the logits, in float32, up to which a loss is not cut in chunks.
+A vocabulary of 6,400 tokens reaches it at 84,000 positions, and one of 150,000
+tokens at 3,600."""
+
 
 def accelerate(
     model: nn.Module,
@@ -51,7 +56,10 @@ def accelerate(
         the rest again (Chen et al., arXiv:1604.06174). This takes about one
         third more time, and most of the memory of the activations less.
     loss_chunk : int, optional
-        See `MiniMind`; no effect on another model.
+        See `MiniMind`; by default as many positions as keep their logits
+        within `LOGITS_BYTES`. Computing the loss in several chunks takes
+        some time, because the logits are computed twice. No effect on
+        another model.
     backend : str or callable
         Of `torch.compile`.
 
@@ -64,7 +72,8 @@ def accelerate(
     if not isinstance(model, MiniMind):
         _accelerate_other(model, compile, activation_checkpointing, backend)
         return
-    model.loss_chunk = loss_chunk
+    fitting = LOGITS_BYTES // (4 * model.config.vocab_size)
+    model.loss_chunk = loss_chunk or max(1, fitting)
     run_block: Callable[..., Any] = Block.forward
     model.__dict__.pop("head_loss", None)
     if compile:

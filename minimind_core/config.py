@@ -483,7 +483,7 @@ class TrainConfig(_Settings):
     loss_chunk : int or None
         On a GPU, compute the loss over this many positions at a time, so
         that the logits of a large batch never exist all at once; None takes
-        all positions together.
+        as many as fit into 2 GiB, see `acceleration.accelerate`.
     threads : int or None
         CPU threads that torch uses. With None the run chooses, and a resumed
         run keeps the number it started with.
@@ -518,7 +518,7 @@ class TrainConfig(_Settings):
     tf32: bool = False
     compile: bool = False
     activation_checkpointing: bool = False
-    loss_chunk: Count | None = 8192
+    loss_chunk: Count | None = None
     threads: Count | None = None
 
 

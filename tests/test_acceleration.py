@@ -151,7 +151,18 @@ def test_it_can_be_undone(model):
     accelerate(model)
     assert "forward" not in model.model.layers[0].__dict__
     assert "head_loss" not in model.__dict__
-    assert model.loss_chunk is None
+    whole_batches = 2**31 // (4 * 67)
+    assert model.loss_chunk == whole_batches
+
+
+def test_a_large_vocabulary_gets_chunks():
+    with torch.device("meta"):
+        model = MiniMind(SMALL.replace(vocab_size=151_936))
+    accelerate(model)
+    assert model.loss_chunk is not None
+    assert 3000 < model.loss_chunk < 4000
+    accelerate(model, loss_chunk=8192)
+    assert model.loss_chunk == 8192
 
 
 # --- the loss in chunks ---
