@@ -536,7 +536,7 @@ def measure_trainer(peak: float, steps: int = 12) -> Results:
     events = profiled.key_averages()
     # Operators carry the time of the kernels they start; count it once.
     kernels = [e for e in events if e.device_type == DeviceType.CUDA
-               and not e.is_user_annotation]  # fmt: skip
+               and not getattr(e, "is_user_annotation", False)]  # fmt: skip
     busy = sum(event.self_device_time_total for event in kernels) / 1e6
     slowest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:12]
     rate = config.batch_size * LENGTH / seconds

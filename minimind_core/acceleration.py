@@ -25,8 +25,8 @@ from minimind_core.model import Block, MiniMind, head_loss
 
 LOGITS_BYTES = 2**31
 """Size of the logits, in float32, up to which a loss is not cut in chunks.
-A vocabulary of 6,400 tokens reaches it at 84,000 positions, and one of 150,000
-tokens at 3,600."""
+A vocabulary of 6,400 tokens reaches it at 84,000 positions, and one of
+150,000 tokens at 3,600."""
 
 
 def accelerate(
