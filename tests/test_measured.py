@@ -22,7 +22,7 @@ def test_the_newest_card_comes_first(tmp_path):
         (tmp_path / f"{name}.json").write_text(
             json.dumps({"card": name, "date": date})
         )
-    (tmp_path / "other.json").write_text("[1, 2]")
+    (tmp_path / "other.json").write_text("{}")
     assert [one["card"] for one in gpu_results(tmp_path)] == ["b", "a"]
 
 
