@@ -470,6 +470,20 @@ class TrainConfig(_Settings):
         Number format of the computation; see `precision`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    tf32 : bool
+        Whether float32 products may run in TF32 on a GPU that has it, which
+        is faster and less exact; see `acceleration.float32_products`.
+    compile : bool
+        Compile the model with `torch.compile`; see `acceleration.accelerate`.
+        The first step then takes up to a minute longer. Rows are padded to
+        `seq_len`, so that their shape does not change.
+    activation_checkpointing : bool
+        Compute the activations again in the backward pass instead of keeping
+        them, which takes less memory and more time.
+    loss_chunk : int or None
+        On a GPU, compute the loss over this many positions at a time, so
+        that the logits of a large batch never exist all at once; None takes
+        as many as fit into 2 GiB, see `acceleration.accelerate`.
     threads : int or None
         CPU threads that torch uses. With None the run chooses, and a resumed
         run keeps the number it started with.
@@ -506,6 +520,10 @@ class TrainConfig(_Settings):
     replay: Share = 0.0
     dtype: Dtype = "auto"
     device: str = "auto"
+    tf32: bool = False
+    compile: bool = False
+    activation_checkpointing: bool = False
+    loss_chunk: Count | None = None
     threads: Count | None = None
     shard: bool = False
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from minimind_core.acceleration import accelerate, float32_products
 from minimind_core.attention import fit_attention
 from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
@@ -81,7 +82,10 @@ NO_EFFECT = {
 """Settings that a resumed run may change, because they do not affect what
 the steps compute."""
 
-ROUNDING = {"device", "dtype", "threads", "micro_batch_size", "shard"}
+ROUNDING = {
+    "device", "dtype", "threads", "micro_batch_size", "tf32", "compile",
+    "activation_checkpointing", "loss_chunk", "shard",
+}  # fmt: skip
 """Settings that a resumed run may change with a warning. They change
 the order or precision of sums, so that the result no longer equals that of an
 uninterrupted run to the bit. The resolved values are compared, not the
@@ -262,6 +266,12 @@ class Trainer:
             torch.manual_seed(config.seed + self.processes.rank)
         self.model = model.to(self.device)
         fit_attention(self.model)
+        faster: dict[str, Any] = {
+            "compile": config.compile,
+            "activation_checkpointing": config.activation_checkpointing,
+            "loss_chunk": config.loss_chunk,
+        }
+        accelerate(self.model, **faster)
         self._options = _call_options(model)
         self.stream = as_stream(stream)
         self.validate, self.sample = validate, sample
@@ -279,6 +289,7 @@ class Trainer:
             self._shards = Shards(
                 self.model, self.device, self.precision.dtype
             )
+            accelerate(self._shards.module, **faster)
         held = self._shards.module if self._shards else model
         if optimizer is None:
             self.optimizer = build_optimizer(
@@ -345,7 +356,8 @@ class Trainer:
         try:
             while self.step < last and not self.stopped:
                 started = time.perf_counter()
-                record = self.train_step(module)
+                with float32_products(self.config.tf32):
+                    record = self.train_step(module)
                 self.seconds += time.perf_counter() - started
                 self._finish_step(record)
                 every = self.config.save_every
@@ -401,8 +413,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(rows)
+        # A compiled graph is for one shape.
+        length = self.config.seq_len if self.config.compile else 0
         for number, micro in enumerate(micro_batches, 1):
-            batch = collate(micro, self.pad_token_id, self.device)
+            batch = collate(
+                micro, self.pad_token_id, self.device, length=length
+            )
             # Processes exchange gradients once a step, not once a pass.
             sync = number == len(micro_batches)
             with self._exchange(module, sync), self.precision.autocast():
@@ -651,7 +667,8 @@ class Trainer:
         -------
         dict
             ``device``, ``device_name``, ``dtype``, ``threads``,
-            ``micro_batch_size``, ``processes``, ``shard`` and ``torch``.
+            ``micro_batch_size``, ``compile``, ``tf32``, ``processes``,
+            ``shard`` and ``torch``.
         """
         device = detect_device(self.precision.device)
         return {
@@ -660,6 +677,8 @@ class Trainer:
             "dtype": self.precision.dtype,
             "threads": torch.get_num_threads(),
             "micro_batch_size": self.config.micro_batch_size,
+            "compile": self.config.compile,
+            "tf32": self.config.tf32,
             "processes": self.processes.world,
             "shard": self._shards is not None,
             "torch": torch.__version__,
@@ -847,6 +866,14 @@ class Trainer:
             for key, value in values.items():
                 if isinstance(value, Tensor):
                     values[key] = _part(value, order[number])
+        for group, saved in zip(
+            self.optimizer.param_groups,
+            training["optimizer"]["param_groups"],
+            strict=False,
+        ):
+            # Whether a fused kernel runs is up to the device, not the run.
+            if "fused" in saved:
+                saved["fused"] = group["fused"]
         self.optimizer.load_state_dict(training["optimizer"])
         # Empty if the run needed no scaler so far; then a new one is used.
         if training["scaler"] and self.scaler.is_enabled():

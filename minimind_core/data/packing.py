@@ -532,6 +532,8 @@ def collate(
     rows: Sequence[Row],
     pad_token_id: int,
     device: torch.device | str = "cpu",
+    *,
+    length: int = 0,
 ) -> dict[str, Tensor]:
     """Collate rows into tensors, padded on the right to the longest row.
 
@@ -540,6 +542,8 @@ def collate(
     rows : sequence of Row
     pad_token_id : int
     device
+    length : int
+        Pad to at least this many tokens.
 
     Returns
     -------
@@ -550,7 +554,7 @@ def collate(
         stay on the CPU: a GPU would have to be waited for to tell where the
         documents begin.
     """
-    time = max(len(row.input_ids) for row in rows)
+    time = max(length, *(len(row.input_ids) for row in rows))
     time = -(-time // 8) * 8
 
     def fill(lists: Iterable[list[int]], value: int) -> Tensor:
