@@ -402,6 +402,7 @@ def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     # Of sharded gradients, this is the norm of all parts together.
-    norm = gathered(nn.utils.get_total_norm([p.grad for p in parameters]))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = gathered(nn.utils.get_total_norm(gradients))
     nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
     return norm

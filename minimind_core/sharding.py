@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def gathered(tensor: Tensor) -> Tensor:
         If it is sharded, all processes must call this together. Any other
         tensor is returned as it is.
     """
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    whole: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return whole
 
 
 def split_like(whole: Tensor, example: Tensor) -> Tensor:
@@ -171,10 +173,10 @@ class Shards:
             whole = gathered(shard.detach())
             if keep:
                 own.data = whole
-        for own, other in zip(
+        for kept, other in zip(
             self.model.buffers(), self.module.buffers(), strict=True
         ):
-            own.copy_(other)
+            kept.copy_(other)
 
     def release(self) -> None:
         """Take the weights from the model again."""
@@ -250,11 +252,14 @@ def read_tensors(folder: Path, make: Make = _empty) -> dict[str, Tensor]:
     from torch.distributed import checkpoint
 
     reader = checkpoint.HuggingFaceStorageReader(str(folder))
-    found = reader.read_metadata().state_dict_metadata
+    found: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {
         name: make(name, tuple(about.size), about.properties.dtype)
         for name, about in found.items()
     }
-    # Each process plans for itself: if one fails, none waits for it.
-    checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    # Each process plans for itself: if one fails, none waits for it. Alone,
+    # it would be warned that it is alone.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is ")
+        checkpoint.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
