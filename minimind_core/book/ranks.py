@@ -9,6 +9,7 @@ torchrun starts this module once for each process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -240,6 +241,24 @@ def run_ranks(
         for rank in range(count)
     ]
     return {name: [part[name] for part in parts] for name in parts[0]}
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill a launcher and its processes at once, as a power failure does.
+
+    Parameters
+    ----------
+    process : subprocess.Popen
+        Of torchrun, whose processes do not end if it alone is killed.
+    """
+    import psutil
+
+    launcher = psutil.Process(process.pid)
+    children = launcher.children(recursive=True)
+    for one in (launcher, *children):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
 
 
 def main(folder: Path) -> None:
