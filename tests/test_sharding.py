@@ -30,6 +30,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASES = '''
+import peft
+
+def lora():
+    torch.manual_seed(0)
+    base = Qwen3ForCausalLM(Qwen3Config(**SHAPE.to_hf()))
+    return peft.get_peft_model(base, peft.LoraConfig(
+        r=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+
 CASES = {
     "adamw": ({"optimizer": "adamw"}, {}),
     "muon": ({"optimizer": "muon"}, {}),
@@ -39,13 +47,16 @@ CASES = {
                 {"precision": precision_for("float16")}),
     "recomputed": ({"optimizer": "adamw", "loss_chunk": 7,
                     "activation_checkpointing": True}, {}),
+    "lora": ({"optimizer": "adamw", "lr": 1e-2}, {"model": lora}),
 }
 
-def case(name, model=None, **changes):
+def case(name, **changes):
     mine, options = CASES[name]
+    options = dict(options)
+    model = options.pop("model", fresh)()
     config = BASE.replace(**{"steps": 12, "micro_batch_size": 1,
                              "lr": 1e-3, **mine, **changes})
-    return trainer(model or fresh(), config, **options)
+    return trainer(model, config, **options)
 
 def told(run):
     """What a training gave."""
@@ -267,8 +278,8 @@ def distance(one, two):
     # In half precision each part is rounded before it is added up. Four
     # processes run the first two only, to spare the processor.
     [(2, "adamw", 1e-5), (2, "muon", 1e-5), (2, "recomputed", 1e-5),
-     (2, "bfloat16", 1e-3), (2, "float16", 1e-3), (4, "adamw", 1e-5),
-     (4, "muon", 1e-5)],
+     (2, "lora", 1e-5), (2, "bfloat16", 1e-3), (2, "float16", 1e-3),
+     (4, "adamw", 1e-5), (4, "muon", 1e-5)],
 )  # fmt: skip
 def test_parts_train_as_the_whole(
     sharded, alone, world, name, close, shard
