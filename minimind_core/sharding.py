@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minimind_core.errors import ConfigError
+from minimind_core.errors import ConfigError, OutputError
 
 HALF = ("bfloat16", "float16")
 
@@ -216,15 +216,31 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         tensor where its part begins.
     tensors : mapping of str to Tensor
         The same names in all processes.
+
+    Raises
+    ------
+    OutputError
+        In every process, if one of them could not write.
     """
     from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    checkpoint.save(
-        dict(tensors),
-        storage_writer=checkpoint.HuggingFaceStorageWriter(
-            str(folder), save_distributed=True
-        ),
-    )
+    try:
+        checkpoint.save(
+            dict(tensors),
+            storage_writer=checkpoint.HuggingFaceStorageWriter(
+                str(folder), save_distributed=True
+            ),
+        )
+    except CheckpointException as found:
+        # It is no Exception, and every process gets it with the errors of
+        # all, so that none waits for one that has failed.
+        rank, (error, _) = min(found.failures.items())
+        raise OutputError(
+            f"{folder}: process {rank} could not write its part of the "
+            f"checkpoint ({type(error).__name__}: {error}); check the path "
+            "and the space, and whether all processes see the folder"
+        ) from found
 
 
 Make = Callable[[str, tuple[int, ...], torch.dtype], Tensor]

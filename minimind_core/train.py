@@ -770,8 +770,7 @@ class Trainer:
                 else:
                     rest[number][key] = value
         optimizer["state"] = rest
-        with writing(partial):
-            write_tensors(partial, tensors)
+        write_tensors(partial, tensors)
         return partial
 
     def _random_state(self) -> dict[str, Tensor]:

@@ -30,9 +30,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASES = '''
-import peft
-
 def lora():
+    import peft
     torch.manual_seed(0)
     base = Qwen3ForCausalLM(Qwen3Config(**SHAPE.to_hf()))
     return peft.get_peft_model(base, peft.LoraConfig(
@@ -74,9 +73,10 @@ exec(  # the same cases here, in one process
 # What both numbers of processes do.
 WORKER = HEAD + CASES + '''
 import warnings
-from minimind_core.checkpoint import save_checkpoint
+from minimind_core.errors import OutputError
 from minimind_core.optim import build_optimizer
-from minimind_core.sharding import Shards, gathered, is_sharded, split_like
+from minimind_core.sharding import (
+    Shards, is_sharded, split_like, write_tensors)
 world = int(os.environ["WORLD_SIZE"])
 results, found = {}, {}
 
@@ -169,6 +169,12 @@ try:
     spoilt.save()
 except TrainingError as error:
     found["spoilt"] = str(error)[:60]
+(out / f"file-{world}").write_text("in the way")
+place = out / (f"file-{world}" if rank == 1 else f"free-{world}")
+try:
+    write_tensors(place / "below", checked._held())
+except OutputError as error:
+    found["not written"] = str(error)
 try:
     trainer(fresh(), BASE.replace(shard=True),
             optimizer=torch.optim.SGD(fresh().parameters(), lr=1))
@@ -346,6 +352,8 @@ def test_what_one_process_sees_ends_all(sharded, world):
         assert found["not finite"].startswith("step 2: the loss is nan")
         assert found["spoilt"].startswith("step 0: its update has made")
         assert "must be given as a function" in found["refused"]
+        assert "process 1 could not write" in found["not written"]
+        assert "Not a directory" in found["not written"]
     assert not list((sharded[1] / "checkpoints").glob("step_*"))
 
 
