@@ -54,17 +54,20 @@ from minimind_core.config import (
 from minimind_core.data import (
     Data,
     DataSpec,
+    Encoder,
     Mixture,
     Rows,
     RowStream,
+    Source,
     conversation_encoder,
     document_encoder,
+    encode_ahead,
     left_out,
     open_source,
     parse_data,
     tokenizer_texts,
 )
-from minimind_core.distributed import run_once
+from minimind_core.distributed import join_processes, run_once
 from minimind_core.errors import ConfigError, DataError
 from minimind_core.evaluation import (
     held_out_conversations,
@@ -562,9 +565,12 @@ def pretrain(
         _require_memory(shape)
         torch.manual_seed(plan.seed)
         net = MiniMind(shape)
+    source, encode = _encoded(
+        source, document_encoder(tok), tok, progress=progress
+    )
     rows = Rows(
-        source, document_encoder(tok), seq_len=plan.seq_len,
-        packed=plan.packed, seed=plan.seed,
+        source, encode, seq_len=plan.seq_len, packed=plan.packed,
+        seed=plan.seed,
     )  # fmt: skip
     state = {
         **portable({"data": spec.names()}, folder.path),
@@ -598,6 +604,28 @@ def pretrain(
         note=_announced(start, plan, Path(base or "")),
         write=lambda trained: _write(trained, tok, folder.path, pth),
     )  # fmt: skip
+
+
+def _encoded(
+    source: Source,
+    encode: Encoder,
+    tok: PreTrainedTokenizerFast,
+    *,
+    progress: bool,
+    **options: Any,
+) -> tuple[Source, Encoder]:
+    """Encode large files ahead, in the main process."""
+    key = {"tokenizer": tokenizer_digest(tok), **options}
+    say = print if progress else None
+
+    def ahead() -> tuple[Source, Encoder]:
+        return encode_ahead(source, encode, key=key, say=say)
+
+    processes = join_processes()
+    if processes.world > 1:
+        # The others wait, and then read what the main process has written.
+        processes.once(lambda: len(ahead()))
+    return ahead()
 
 
 def _write(
@@ -692,10 +720,11 @@ def sft(
     source = open_source(spec, "conversations", seed=plan.seed)
     old = _replayed(base, before, plan) if plan.replay else None
     net, tok = load_model(base)
-    rows = Rows(
-        source, conversation_encoder(tok, plan.seq_len),
-        seq_len=plan.seq_len, seed=plan.seed,
+    source, encode = _encoded(
+        source, conversation_encoder(tok, plan.seq_len), tok,
+        progress=progress, seq_len=plan.seq_len,
     )  # fmt: skip
+    rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows
     if old is not None:
         documents = Rows(
@@ -869,14 +898,17 @@ def train_lora(
     source = open_source(spec, "skill", seed=plan.seed)
     tok = load_tokenizer(base)
     check_tokenizer(tok, shape, str(base))
-    encode = conversation_encoder(tok, plan.seq_len)
+    own_encoder = conversation_encoder(tok, plan.seq_len)
+    source, encode = _encoded(
+        source, own_encoder, tok, progress=progress, seq_len=plan.seq_len
+    )
     rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows
     if plan.replay:
         language = spec.language or "en"
         world = "microworld" if language == "en" else f"microworld:{language}"
         old = open_source(world, "conversations", seed=plan.seed)
-        kept = Rows(old, encode, seq_len=plan.seq_len, seed=plan.seed)
+        kept = Rows(old, own_encoder, seq_len=plan.seq_len, seed=plan.seed)
         stream = Mixture(stream, kept, plan.replay, plan.seed)
     torch.manual_seed(plan.seed)
     model = add_adapter(base, **adapter)
