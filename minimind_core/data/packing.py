@@ -443,11 +443,14 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position: items drawn, and rows left of the last one."""
-        return {
-            "drawn": self.drawn,
-            "left": len(self.ready),
-            "check": _check(self.ready),
-        }
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Keep the position of this moment, see `Rows.snapshot`."""
+        drawn, ready = self.drawn, list(self.ready)
+        return lambda: {
+            "drawn": drawn, "left": len(ready), "check": _check(ready)
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position.

@@ -84,7 +84,7 @@ class BatchLoader:
         oldest = getattr(stream, "oldest", None)
         rows = next_rows(stream, self.size)
         drawn, skipped = getattr(stream, "drawn", None), stream.skipped
-        position = snapshot(stream) if self._ahead else stream.state_dict
+        position = snapshot(stream)
         prepared = self.prepare(rows)
         return Batch(*prepared, oldest, drawn, skipped), position
 
