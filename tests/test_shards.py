@@ -416,6 +416,7 @@ def test_a_run_that_draws_ahead_saves_and_resumes_the_same(
         config = TrainConfig(
             steps=steps, batch_size=4, seq_len=64, save_every=5,
             packed=True, device="cpu", dtype="float32", schedule="constant",
+            warmup_ratio=0.0,
         )  # fmt: skip
         rows = Rows(InMemory(TEXTS), document_encoder(tok), seq_len=64,
                     packed=True)  # fmt: skip
