@@ -446,7 +446,7 @@ def pretrain(
     ----------
     out : path
         The run folder; must be new, unless `resume` is true.
-    preset : {"tiny", "small", "base"} or Preset, optional
+    preset : {"tiny", "t4", "small", "base"} or Preset, optional
         Shape and settings to start from. By default, those of the base or
         ones that suit it, those of the preset nearest to `model` in size, or
         ``tiny``.
@@ -961,7 +961,7 @@ def run_journey(
     out : path
         Receives the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
-    preset : {"tiny", "small", "base"} or Preset
+    preset : {"tiny", "t4", "small", "base"} or Preset
         Shape, and the settings of each stage.
     data
         ``microworld`` or ``microworld:zh``, for data not given below.
