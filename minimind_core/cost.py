@@ -154,8 +154,8 @@ UTILIZATION = {
 }
 """Shares of the vendor's peak (MFU) that the ranges of hours are made of.
 
-They are assumptions, wide on purpose, and no measurements of ours. Their upper
-end for bfloat16 is what well-tuned training of models of this size has
+They are assumptions, wide on purpose, and no measurements of ours. Their
+upper end for bfloat16 is what well-tuned training of models of this size has
 reached: nanoGPT's GPT-2 of 124M parameters takes about 4 days on 8 A100, by
 its README, which is 29%, and on an RTX 4090 a user reported 29% of an A100's
 peak, which is 55% of that card's own (karpathy/nanoGPT, issue 182); the hours
@@ -216,6 +216,28 @@ def find_card(name: str) -> Device | None:
         if re.search(rf"\b{card.name}\b(?! Ti)", name):
             return card
     return None
+
+
+def device_called(kind: str, name: str) -> tuple[Device, str]:
+    """Return the figures to count with for a device, and what to call it.
+
+    Parameters
+    ----------
+    kind : {"cpu", "cuda", "mps"}
+    name : str
+        As the driver calls it; see `precision.DeviceFacts`.
+
+    Returns
+    -------
+    device : Device
+        A GPU that is not in `DEVICES` counts as the slowest of them.
+    called : str
+    """
+    if kind == "cpu":
+        return PROCESSOR, "this processor"
+    if card := find_card(name):
+        return card, f"this {card.name}"
+    return DEVICES["T4"], f"this {name}, counted as a T4"
 
 
 def peak_of(device: Device, dtype: str = "auto") -> float:
@@ -415,20 +437,51 @@ def describe_cost(
     lines = [
         f"{name}: {shape.num_parameters() / 1e6:,.1f}M parameters, at most "
         f"{tokens / 1e6:,.0f}M tokens, {largest / 1e9:,.1f} GB of memory;",
-        "estimated time, if training reaches from "
-        f"{min(u[0] for u in _shares(dtype)):.0%} to "
-        f"{max(u[1] for u in _shares(dtype)):.0%} of the card's peak:",
+        "estimated time, and the share of the card's peak that it assumes:",
     ]
     for card, span in hours_by_card(what, *configs, dtype=dtype).items():
+        low, high = utilization_of(DEVICES[card], dtype)
         room = "" if largest < ROOM * DEVICES[card].memory else (
             "; too large for its memory, lower micro_batch_size"
         )  # fmt: skip
-        lines.append(f"  {card:<9} {span}{room}")
+        lines.append(
+            f"  {card:<9} {span}, at {high:.0%} to {low:.0%}{room}"
+        )
     return "\n".join(lines)
 
 
-def _shares(dtype: str) -> list[tuple[float, float]]:
-    return [utilization_of(card, dtype) for card in DEVICES.values()]
+LONG = 10 / 60
+"""Hours from which a training is worth a warning."""
+
+
+def foresee(
+    model: ModelConfig, config: TrainConfig, kind: str, name: str
+) -> str:
+    """Describe how long a training will take, if it will take long.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    config : TrainConfig
+    kind, name : str
+        Of the device; see `device_called`.
+
+    Returns
+    -------
+    str
+        Empty if the middle of the estimated range is below ten minutes.
+    """
+    device, called = device_called(kind, name)
+    dtype = "float32" if config.dtype == "float32" else "auto"
+    span = hours_on(device, model, config, dtype=dtype)
+    if span.middle < LONG:
+        return ""
+    size = needed(model, config, dtype) / 1e9
+    return (
+        f"{config.steps:,} steps of up to "
+        f"{config.batch_size * config.seq_len:,} tokens: an estimated {span} "
+        f"on {called}, and {size:.1f} GB of memory"
+    )
 
 
 def compare_costs(

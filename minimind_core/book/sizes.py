@@ -19,22 +19,19 @@ from collections.abc import Iterable, Sequence
 
 from minimind_core.config import PRESETS, get_preset
 from minimind_core.cost import (
-    DEVICES,
-    PROCESSOR,
+    LONG,
     TRAINED,
     Device,
     compare_costs,
     describe_cost,
-    find_card,
+    device_called,
     hours_on,
 )
 from minimind_core.errors import ConfigError
-from minimind_core.precision import DeviceFacts, detect_device
+from minimind_core.precision import detect_device
 
 DEFAULT = "tiny"
 """What the pages show. Its training never needs consent."""
-LIMIT = 10 / 60
-"""Hours that may be spent without consent."""
 
 
 class Size(str):
@@ -93,26 +90,10 @@ def choose_size(
     return size
 
 
-def this_device(facts: DeviceFacts | None = None) -> tuple[Device, str]:
-    """Return the figures to count with on this machine, and its name.
-
-    Parameters
-    ----------
-    facts : DeviceFacts, optional
-        Of this machine if not given.
-
-    Returns
-    -------
-    device : Device
-        A GPU that is not in `DEVICES` counts as the slowest of them.
-    name : str
-    """
-    facts = facts or detect_device()
-    if facts.type == "cpu":
-        return PROCESSOR, "this processor"
-    if card := find_card(facts.name):
-        return card, f"this {card.name}"
-    return DEVICES["T4"], f"this {facts.name}, counted as a T4"
+def _this_device() -> tuple[Device, str]:
+    """The figures to count with on this machine, and its name."""
+    facts = detect_device()
+    return device_called(facts.type, facts.name)
 
 
 def require_consent(size: str, stages: Iterable[str]) -> None:
@@ -136,9 +117,9 @@ def require_consent(size: str, stages: Iterable[str]) -> None:
         return
     preset = get_preset(size)
     runs = [getattr(preset, stage) for stage in wanted]
-    device, name = this_device()
+    device, name = _this_device()
     span = hours_on(device, preset, *runs)
-    if span.high <= LIMIT:
+    if span.high <= LONG:
         return
     raise ConfigError(
         f"not started: on {name}, training {_listed(wanted)} at the size "
@@ -165,16 +146,16 @@ def require_consent_to_study(name: str, size: str) -> None:
     if size == DEFAULT or is_confirmed(size):
         return
     preset = get_preset(size)
-    device, where = this_device()
+    device, where = _this_device()
     plan = preset.pretrain
     span = hours_on(device, preset, plan)
     low, high = (3600 * hours / plan.steps for hours in span)
     raise ConfigError(
         f"not started: the study {name!r} trains several models of the size "
         f"{preset.name!r}, for up to some hundred steps each. On {where}, a "
-        f"step of its pretraining takes an estimated {low:,.1g} to {high:,.1g} "
-        f"seconds. To start it, agree to this with "
-        f"confirm=True, as in choose_size({preset.name!r}, confirm=True)"
+        f"step of its pretraining takes an estimated {low:,.1f} to "
+        f"{high:,.1f} seconds. To start it, agree to this with confirm=True, "
+        f"as in choose_size({preset.name!r}, confirm=True)"
     )
 
 
