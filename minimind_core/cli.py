@@ -530,7 +530,8 @@ def _preset(
     # Not argparse's choices: the package's own message says more.
     parser.add_argument(
         "--preset", default=default, metavar="NAME",
-        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default})",
+        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default}); "
+        "`minimind doctor` says what each takes",
     )  # fmt: skip
 
 

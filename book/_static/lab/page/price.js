@@ -304,9 +304,12 @@ export async function price(box) {
     return h("section.lab-cost", { "aria-label": "How long?" },
       h("h3", {}, "How long?"),
       h("p.lab-figure", {}, `About ${time(hours)}`),
-      h("p", {}, `${time(span[0], span[1])} over the utilizations ` +
-        `that we would expect, ${Math.round(100 * high)}% down to ` +
-        `${Math.round(100 * low)}%. Measure yours.`),
+      h("p", {}, `At ${given.utilization}% of the ${plan.device.name}\u2019s ` +
+        `peak of ${plain(peak / 1e12)} TFLOP/s in ` +
+        `${plan.half ? plan.device.dtype : "float32"}. Over the ` +
+        `utilizations that we would expect, ${Math.round(100 * high)}% down ` +
+        `to ${Math.round(100 * low)}%, it is ${time(span[0], span[1])}. ` +
+        "Measure yours."),
       formula("hours = tokens \u00d7 c / (3600 \u00d7 cards \u00d7 peak " +
         "\u00d7 utilization)",
       `= ${plain(plan.tokens)} \u00d7 ${plain(c)} / (3600 \u00d7 ` +
