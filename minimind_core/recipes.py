@@ -51,6 +51,7 @@ from minimind_core.config import (
     TrainConfig,
     get_preset,
 )
+from minimind_core.cost import foresee
 from minimind_core.data import (
     Data,
     DataSpec,
@@ -83,7 +84,7 @@ from minimind_core.loading import (
     load_model,
 )
 from minimind_core.model import MiniMind
-from minimind_core.precision import Precision, resolve
+from minimind_core.precision import Precision, detect_device, resolve
 from minimind_core.run import (
     Record,
     Run,
@@ -320,8 +321,20 @@ def _held_out(
     return make()
 
 
-def _announced(start: Start, config: TrainConfig, base: Path) -> str:
-    """Describe automatically chosen settings; empty for a preset's."""
+def _announced(
+    start: Start, config: TrainConfig, base: Path, shape: ModelConfig
+) -> str:
+    """Describe automatically chosen settings, and how long it will take.
+
+    Empty for a preset's settings, and for what takes minutes.
+    """
+    facts = detect_device(config.device)
+    cost = foresee(shape, config, facts.type, facts.name)
+    chosen = _chosen(start, config, base)
+    return "\n".join(filter(None, (chosen, cost)))
+
+
+def _chosen(start: Start, config: TrainConfig, base: Path) -> str:
     if not start.about:
         return ""
     micro = min(config.micro_batch_size or config.batch_size,
@@ -449,7 +462,7 @@ def pretrain(
     ----------
     out : path
         The run folder; must be new, unless `resume` is true.
-    preset : {"tiny", "small", "base"} or Preset, optional
+    preset : {"tiny", "t4", "small", "base"} or Preset, optional
         Shape and settings to start from. By default, those of the base or
         ones that suit it, those of the preset nearest to `model` in size, or
         ``tiny``.
@@ -601,7 +614,7 @@ def pretrain(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, Path(base or "")),
+        note=_announced(start, plan, Path(base or ""), net.config),
         write=lambda trained: _write(trained, tok, folder.path, pth),
     )  # fmt: skip
 
@@ -758,7 +771,7 @@ def sft(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, Path(base)),
+        note=_announced(start, plan, Path(base), shape),
         write=lambda trained: _write(trained, tok, folder.path, pth),
     )  # fmt: skip
 
@@ -940,7 +953,7 @@ def train_lora(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, base),
+        note=_announced(start, plan, base, shape),
         write=lambda trained: save_adapter(
             trained, tok, base, out, {**metadata, **trainer.metadata()}
         ),
@@ -993,7 +1006,7 @@ def run_journey(
     out : path
         Receives the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
-    preset : {"tiny", "small", "base"} or Preset
+    preset : {"tiny", "t4", "small", "base"} or Preset
         Shape, and the settings of each stage.
     data
         ``microworld`` or ``microworld:zh``, for data not given below.
