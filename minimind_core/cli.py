@@ -29,7 +29,7 @@ from minimind_core.threads import set_wait_policy
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # As in `config`, which is not imported just for a help text.
-PRESET_NAMES = ("tiny", "small", "base")
+PRESET_NAMES = ("tiny", "t4", "small", "base")
 OPTIMIZER_NAMES = ("muon", "adamw")
 
 # Nothing heavy is imported above, so that --help is fast. Each command
@@ -534,7 +534,8 @@ def _preset(
     # Not argparse's choices: the package's own message says more.
     parser.add_argument(
         "--preset", default=default, metavar="NAME",
-        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default})",
+        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default}); "
+        "`minimind doctor` says what each takes",
     )  # fmt: skip
 
 

@@ -48,8 +48,9 @@ from minimind_core.data import (
     collate,
     count_labels,
     count_tokens,
-    next_rows,
 )
+from minimind_core.data.packing import pin, send
+from minimind_core.data.prefetch import Batch, BatchLoader
 from minimind_core.distributed import join_processes, local_device
 from minimind_core.errors import (
     CheckpointError,
@@ -81,6 +82,9 @@ NO_EFFECT = {
 }  # fmt: skip
 """Settings that a resumed run may change, because they do not affect what
 the steps compute."""
+
+AHEAD = 2
+"""Batches that are prepared while a GPU computes."""
 
 ROUNDING = {
     "device", "dtype", "threads", "micro_batch_size", "tf32", "compile",
@@ -229,6 +233,9 @@ class Trainer:
         Tokens read so far, without padding, and supervised tokens so far.
     history : list of dict
         The log.
+    waited : float
+        Seconds of this process's steps that were spent on getting batches:
+        on a CPU preparing them, on a GPU waiting for the thread that does.
     stopped : str
         Why the run was stopped early; empty if it was not.
     skipped_steps : int
@@ -274,6 +281,12 @@ class Trainer:
         accelerate(self.model, **faster)
         self._options = _call_options(model)
         self.stream = as_stream(stream)
+        # On a CPU a thread would only take time from the computation.
+        self._batches = BatchLoader(
+            self.stream, config.batch_size, self._prepare,
+            ahead=AHEAD if self.device.startswith("cuda") else 0,
+        )  # fmt: skip
+        self._skipped_records = self.stream.skipped
         self.validate, self.sample = validate, sample
         self.out = Path(out) if out is not None else None
         self.identity = dict(state or {})
@@ -309,7 +322,7 @@ class Trainer:
         self.scaler = self.precision.scaler()
         self.step = self.tokens = self.supervised_tokens = 0
         self.skipped_steps = self._skipped_in_a_row = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.stopped = ""
         self.history: list[Record] = []
         self._saved_step = -1
@@ -366,6 +379,7 @@ class Trainer:
                     self.save()
         finally:
             self.progress.close()
+            self._batches.close()
         if self._shards:
             self._shards.fill()
         for callback in self.callbacks:
@@ -406,24 +420,22 @@ class Trainer:
             If the loss or the norm is not finite, before the optimizer
             step; see ``TrainConfig.on_nonfinite``.
         """
-        oldest = getattr(self.stream, "oldest", None)
-        rows = next_rows(self.stream, self.config.batch_size)
-        items = count_labels(rows)
+        started = time.perf_counter()
+        batch = self._batches.next()
+        self.waited += time.perf_counter() - started
+        self._skipped_records = batch.skipped
+        items = batch.labels
         rates = self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        micro_batches = self._micro_batches(rows)
-        # A compiled graph is for one shape.
-        length = self.config.seq_len if self.config.compile else 0
-        for number, micro in enumerate(micro_batches, 1):
-            batch = collate(
-                micro, self.pad_token_id, self.device, length=length
-            )
+        for number, micro in enumerate(batch.micro_batches, 1):
             # Processes exchange gradients once a step, not once a pass.
-            sync = number == len(micro_batches)
+            sync = number == len(batch.micro_batches)
             with self._exchange(module, sync), self.precision.autocast():
                 out = module(
-                    **batch, num_items_in_batch=items, **self._options
+                    **send(micro, self.device),
+                    num_items_in_batch=items,
+                    **self._options,
                 )
             with self._exchange(module, sync):
                 # DDP averages over processes; the loss is a sum over them.
@@ -439,7 +451,7 @@ class Trainer:
         # This is the only synchronisation with the device in a step: both
         # numbers are transferred together.
         loss, size = torch.stack([total, norm.to(total)]).tolist()
-        finite = self._may_step(loss, size, oldest)
+        finite = self._may_step(loss, size, batch)
         record: Record = {
             "step": self.step + 1,
             "loss": loss if math.isfinite(loss) else None,
@@ -457,7 +469,7 @@ class Trainer:
         # steps without one.
         self.scaler.update()
         self.step += 1
-        self.tokens += count_tokens(rows)
+        self.tokens += batch.tokens
         self.supervised_tokens += items
         return record
 
@@ -473,7 +485,7 @@ class Trainer:
             base = self.optimizer.param_groups[0]["initial_lr"]
         return {"lr": base * scale, **named}
 
-    def _may_step(self, loss: float, norm: float, oldest: Any) -> bool:
+    def _may_step(self, loss: float, norm: float, batch: Batch) -> bool:
         """Whether the optimizer may step; raises if the run must end."""
         if math.isfinite(loss) and math.isfinite(norm):
             self._skipped_in_a_row = 0
@@ -486,7 +498,7 @@ class Trainer:
             value = norm if math.isfinite(loss) else loss
             raise TrainingError(
                 f"step {self.step + 1}: {what} is {value}, so the optimizer "
-                f"was not moved. The batch was {self._place(oldest)}. "
+                f"was not moved. The batch was {self._place(batch)}. "
                 f"{self._advice()}"
             )
         self.skipped_steps += 1
@@ -500,16 +512,16 @@ class Trainer:
                 f"step {self.step + 1}: {self._skipped_in_a_row} steps in a "
                 "row were skipped, because the loss or the gradients were "
                 f"not finite{scale}. The last batch was "
-                f"{self._place(oldest)}. {self._advice()}"
+                f"{self._place(batch)}. {self._advice()}"
             )
         return False
 
-    def _place(self, oldest: Any) -> str:
+    def _place(self, batch: Batch) -> str:
         """Describe which part of the data this step's batch comes from."""
         size = self.config.batch_size
         first = self.step * size
         place = f"rows {first} to {first + size - 1} of the data stream"
-        drawn = getattr(self.stream, "drawn", None)
+        oldest, drawn = batch.oldest, batch.drawn
         if isinstance(oldest, int) and isinstance(drawn, int):
             return (
                 f"{place}, made from records {oldest} to {drawn - 1} in the "
@@ -549,6 +561,20 @@ class Trainer:
         size = self.config.micro_batch_size or len(mine)
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
+    def _prepare(
+        self, rows: list[Row]
+    ) -> tuple[list[dict[str, Tensor]], int, int]:
+        """Pad this process's rows; count the tokens of all."""
+        # A compiled graph is for one shape.
+        length = self.config.seq_len if self.config.compile else 0
+        batches = [
+            collate(micro, self.pad_token_id, length=length)
+            for micro in self._micro_batches(rows)
+        ]
+        if self.device.startswith("cuda"):
+            batches = [pin(batch) for batch in batches]
+        return batches, count_tokens(rows), count_labels(rows)
+
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:
             return self.model
@@ -577,7 +603,7 @@ class Trainer:
             "supervised_tokens": self.supervised_tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1),
-            "skipped_records": self.stream.skipped,
+            "skipped_records": self._skipped_records,
         }
         for callback in self.callbacks:
             callback.on_step_end(self, record)
@@ -737,7 +763,7 @@ class Trainer:
                 "random": random_states,
             },
             {
-                "data": self.stream.state_dict(),
+                "data": self._batches.position(),
                 "tokens": self.tokens,
                 "supervised_tokens": self.supervised_tokens,
                 "seconds": self.seconds,
@@ -878,6 +904,8 @@ class Trainer:
         if training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
         self.stream.load_state_dict(state["data"])
+        self._batches.forget()
+        self._skipped_records = self.stream.skipped
         for name in ("step", "tokens", "supervised_tokens", "seconds",
                      "skipped_steps"):  # fmt: skip
             setattr(self, name, state[name])

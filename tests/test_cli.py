@@ -339,6 +339,9 @@ def test_doctor(capsys, tmp_path, monkeypatch):
         r"threads    \d+: \w+",
         r"  tiny +0\.6M parameters +0\.\d GiB",
         r"  base +63\.9M parameters",
+        r"cost +\(of all three trainings together, estimated\)",
+        r"  size .+ T4 .+ H100",
+        r"  small .+ 8\.5 to 25 h",
         rf"cache      {re.escape(str(cache))} \(0 MB\)",
     ):
         assert re.search(line, said), line

@@ -76,15 +76,17 @@ def place(tmp_path, small_runs):
     }
 
 
-def run(command, where, variables):
+def run(command, where, variables, processes=1):
+    """Run a line; only one of them as two, to spare the processor."""
     done = subprocess.run(
         command, cwd=where, env=variables, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     runtime = json.loads((where / "out" / "minimind.json").read_text())
-    assert runtime["runtime"]["processes"] == 2
-    assert runtime["runtime"]["shard"] is True
+    assert runtime["runtime"]["processes"] == processes
+    assert runtime["runtime"]["shard"] is (processes > 1)
+    assert runtime["train"]["shard"] is True
     model, _ = load_model(where / "out")
     assert model.config.hidden_size == 16
 
@@ -106,7 +108,7 @@ def test_slurm_runs_here(place):
     run(["bash", script], where, variables | {
         "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "1",
         "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7",
-    })  # fmt: skip
+    }, processes=2)  # fmt: skip
 
 
 def test_kubernetes_runs_here(place):
@@ -127,7 +129,7 @@ def test_kubernetes_runs_here(place):
     volumes = worker["template"]["spec"]["volumes"]
     assert mounted == {volume["name"] for volume in volumes}
     here = {
-        f"--nproc-per-node={gpus}": "--nproc-per-node=2",
+        f"--nproc-per-node={gpus}": "--nproc-per-node=1",
         "--config=/shared/run.toml": f"--config={variables['SETTINGS']}",
         "--out=/shared/runs/base": f"--out={variables['OUT']}",
     }
@@ -152,7 +154,7 @@ def test_skypilot_runs_here(place):
     run(["bash", "-c", task["run"]], where, variables | {
         "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2",
         "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0",
-        "SKYPILOT_NUM_GPUS_PER_NODE": "2",
+        "SKYPILOT_NUM_GPUS_PER_NODE": "1",
     })  # fmt: skip
 
 

@@ -6,9 +6,11 @@
 
 There are three independent steps. A *source* returns records by index
 (`sources`), an *encoder* turns records into token ids and labels
-(`encoding`), and `Rows` arranges those in rows (`packing`).
+(`encoding`), and `Rows` arranges those in rows (`packing`). Large files are
+encoded once, into files of token ids (`ahead`, `shards`).
 """
 
+from minimind_core.data.ahead import encode_ahead
 from minimind_core.data.encoding import (
     Encoded,
     Encoder,
@@ -61,7 +63,8 @@ __all__ = [
     "Messages",
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
     "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "is_file_name", "left_out",
+    "count_tokens", "document_encoder", "encode_ahead", "is_file_name",
+    "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
     "record_kind", "tokenizer_texts",

@@ -314,10 +314,28 @@ class Slice:
             # Too few records to hold any out: validate on training data.
             chosen = {0} if held_out else set()
         self.source, self.left_out = source, left_out(source)
-        self.indices = [
-            i for i in range(source.size) if (i in chosen) == held_out
-        ]
+        self.indices = array.array(
+            "Q", (i for i in range(source.size) if (i in chosen) == held_out)
+        )  # 8 bytes a record
         self.size = len(self.indices)
+
+    def of(self, source: Source) -> Slice:
+        """The same part of another source with the same number of records.
+
+        Raises
+        ------
+        DataError
+            If it has another number.
+        """
+        if source.size != self.source.size:
+            raise DataError(
+                f"{type(source).__name__} has {source.size} records, not "
+                f"{self.source.size}"
+            )
+        found = Slice.__new__(Slice)
+        found.source, found.left_out = source, left_out(source)
+        found.indices, found.size = self.indices, self.size
+        return found
 
     def place(self, index: int) -> str:
         """Where a record of the part comes from."""

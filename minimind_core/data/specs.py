@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minimind_core.data.ahead import open_files
 from minimind_core.data.sources import Files, InMemory, Slice, Source
 from minimind_core.errors import DataError
 from minimind_core.microworld import (
@@ -297,7 +298,7 @@ def _open_files(
     paths: tuple[Path, ...], kind: str, stamps: tuple[int, ...], skip: bool
 ) -> Files:
     """Open files; training and validation share one scan of a large file."""
-    return Files(paths, kind, skip=skip)
+    return open_files(paths, kind, skip)
 
 
 def tokenizer_texts(
