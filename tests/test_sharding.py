@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_distributed import HEAD, launch
 from test_train import BASE, Dropping, fresh, go_on, kill, trainer
 
+from minimind_core import sharding
 from minimind_core.checkpoint import (
     begin_shards,
     checkpoints,
@@ -17,7 +19,7 @@ from minimind_core.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from minimind_core.errors import CheckpointError
+from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.optim import gradient_norm, orthogonalize
 from minimind_core.sharding import (
     gathered,
@@ -470,6 +472,20 @@ def test_one_process_has_nothing_to_spread(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again._adopt(state["runtime"])
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ConfigError, match="Linear has no list of blocks"):
+        sharding._layers(torch.nn.Linear(2, 2))
+    assert len(sharding._layers(ALONE["lora"]())) == 2
+
+
+def test_parts_for_another_dtype_are_refused():
+    # The blocks' parameters are sent in the dtype that was chosen here.
+    run = trainer(None, BASE.replace(dtype="auto"))
+    run._shards = SimpleNamespace(dtype="float32")
+    with pytest.raises(CheckpointError, match="resume with --dtype float16"):
+        run._adopt({**run.runtime(), "dtype": "float16"})
 
 
 def test_a_whole_tensor_is_its_own_part():
