@@ -9,6 +9,7 @@ There are three independent steps. A *source* returns records by index
 (`encoding`), and `Rows` arranges those in rows (`packing`).
 """
 
+from minimind_core.data.cleaning import clean, clean_file
 from minimind_core.data.encoding import (
     Encoded,
     Encoder,
@@ -60,8 +61,9 @@ __all__ = [
     "Document", "Encoded", "Encoder", "Files", "InMemory", "LeftOut",
     "Messages",
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
-    "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "is_file_name", "left_out",
+    "check_record", "clean", "clean_file", "collate",
+    "conversation_encoder", "count_labels", "count_tokens",
+    "document_encoder", "is_file_name", "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
     "record_kind", "tokenizer_texts",

@@ -10,8 +10,9 @@
 
 Each record goes through the filters in the order given, and the first that
 removes it is counted. So a record that two filters would remove counts for
-the earlier one, and a duplicate of a record that was removed for its language
-does not count as a duplicate. The filters are in `minimind_core.data.filters`.
+the earlier one, and a duplicate of a record that was removed for its
+language does not count as a duplicate. The filters are in
+`minimind_core.data.filters`.
 """
 
 from __future__ import annotations
@@ -366,7 +367,9 @@ def clean_file(
     return report
 
 
-def read_texts(data: Data, *, on_bad_record: str | None = None) -> Iterator[str]:
+def read_texts(
+    data: Data, *, on_bad_record: str | None = None
+) -> Iterator[str]:
     """Yield the texts of all records, for example of a held-out set.
 
     Parameters

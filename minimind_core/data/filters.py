@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from minimind_core.errors import ConfigError
 
@@ -476,8 +476,9 @@ class Contamination:
 
     def _grams(self, text: str) -> set[bytes]:
         found = words(text)
-        return {_digest(g, 8) for g in ngrams(found, self.n)} if found else (
-            set())  # fmt: skip
+        if not found:
+            return set()
+        return {_digest(gram, 8) for gram in ngrams(found, self.n)}
 
     def start(self) -> Check:
         """Return the check."""
@@ -523,8 +524,9 @@ class Rule:
 
         def check(text: str, number: int) -> Removal | None:
             why = self.function(text)
-            return Removal(why if isinstance(why, str) else "") if why else (
-                None)  # fmt: skip
+            if not why:
+                return None
+            return Removal(why if isinstance(why, str) else "")
 
         return check
 
@@ -537,14 +539,14 @@ def as_filter(given: Filter | Callable[[str], str | bool | None]) -> Filter:
     ConfigError
         If it is neither; also for a filter's class instead of a filter.
     """
-    if isinstance(given, type) or not (
-        callable(given) or (hasattr(given, "start") and hasattr(given, "name"))
-    ):
+    ready = hasattr(given, "start") and hasattr(given, "name")
+    if isinstance(given, type) or not (callable(given) or ready):
         shown = given.__name__ if isinstance(given, type) else repr(given)
         raise ConfigError(
             f"{shown} is no filter; give one of minimind_core.data.filters, "
             "such as ExactDuplicates(), or a function of the text"
         )
-    if hasattr(given, "start"):
-        return given  # type: ignore[return-value]
-    return Rule(given, getattr(given, "__name__", "rule"))
+    if ready:
+        return cast(Filter, given)
+    function = cast(Callable[[str], str | bool | None], given)
+    return Rule(function, getattr(given, "__name__", "rule"))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,8 @@ def retell(seed: int, index: int, language: str, rng: random.Random) -> str:
     # The story may not have all of these; what it has it can tell anew.
     open_roles = [r for r in RETOLD if r in story.state]
     for _ in range(TRIES):
-        anew = rng.sample(open_roles, min(len(open_roles), rng.choice((1, 2))))
+        many = min(len(open_roles), rng.choice((1, 2)))
+        anew = rng.sample(open_roles, many)
         tape = _Retelling(
             language_module(language).LANGUAGE, rng, story.state, anew
         )
@@ -289,11 +291,13 @@ class DirtyStories:
         the same indices.
     shares : mapping of str to float
         Kind of dirt -> share of the records; they add up to at most 1, and
-        the rest is clean.
+        the rest is clean, and so is the first record.
     pool : int
         Duplicates are copies of one of this many first records.
     held_out : int
-        Number of held-out stories that ``held out`` copies from.
+        Models are examined on so many held-out stories. A record that is
+        contaminated copies the one at its own index, or that modulo this
+        number.
 
     Raises
     ------
@@ -319,32 +323,27 @@ class DirtyStories:
         for kind, share in self.shares.items():
             if kind not in DIRT:
                 raise ValueError(
-                    f"unknown dirt {kind!r}; expected one of {', '.join(DIRT)}"
+                    f"unknown dirt {kind!r}; one of {', '.join(DIRT)}"
                 )
             if not 0 <= share <= 1:
-                raise ValueError(f"{kind}: a share of {share} is not possible")
+                raise ValueError(f"{kind}: a share cannot be {share}")
         if math.fsum(self.shares.values()) > 1 + 1e-9:
             raise ValueError("the shares add up to more than 1")
 
     def kind(self, index: int) -> str:
         """Kind of dirt of a record; empty for a clean one."""
+        if index == 0:
+            return CLEAN  # so that a duplicate has something to copy
         draw = random.Random(f"kind:{self.seed}:{index}").random()
         for name, share in self.shares.items():
             if draw < share:
-                # A copy needs something before it.
-                copy = name in _COPIES and not self._origins(index)
-                return CLEAN if copy else name
+                return name
             draw -= share
         return CLEAN
 
-    def _origins(self, index: int) -> Sequence[int]:
-        """The records before this one that duplicates may copy."""
-        if index >= self.pool:
-            return self._pool
-        return [i for i in range(index) if not self.kind(i)]
-
     @cached_property
     def _pool(self) -> list[int]:
+        """The clean ones among the first records, which are copied."""
         return [i for i in range(self.pool) if not self.kind(i)]
 
     def labelled(self, indices: Sequence[int]) -> list[DirtyStory]:
@@ -360,9 +359,10 @@ class DirtyStories:
         rng = random.Random(f"dirt:{self.seed}:{index}")
         origin, seed = index, self.seed
         if kind in _COPIES:
-            origin = rng.choice(self._origins(index))
+            before = bisect_left(self._pool, index)
+            origin = self._pool[rng.randrange(before)]
         elif kind == "held out":
-            origin, seed = rng.randrange(self.held_out), seed + HELD_OUT_SEED
+            origin, seed = index % self.held_out, seed + HELD_OUT_SEED
         if kind == "near duplicate":
             text = retell(seed, origin, language, rng)
         elif kind == "contradiction":
