@@ -375,8 +375,7 @@ def build_parser() -> argparse.ArgumentParser:
     _bad_record(sub)
     _resume(sub)
 
-    sub = command("clean", clean, "in.jsonl --out out.jsonl --language en "
-                  "--near-duplicates 0.8")  # fmt: skip
+    sub = command("clean", clean, "in.jsonl --out out.jsonl --language en")
     _cleaning(sub)
 
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")

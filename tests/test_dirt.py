@@ -223,9 +223,14 @@ def test_every_run_has_the_same_tokens(small, capsys):
     assert runs["clean", 0]["over"] > 0 and found["floor"] > 0
     assert runs["clean", 0]["clean_tokens"] == 1
     assert runs["other language", 0]["clean_tokens"] < 0.45
+    mixed, cleaned = (
+        runs[name, 0]["clean_tokens"]
+        for name in ("a mixture", "the mixture, cleaned")
+    )
+    assert cleaned > mixed + 0.2
     whole = runs["clean", 0]["steps"]
     assert abs(runs["half as much, clean", 0]["steps"] - whole / 2) <= 1
     # Trained on the same stories from the same weights, up to the dirt.
     assert runs["clean", 0]["over"] != runs["clean", 1]["over"]
     assert runs["noise", 0]["over"] != runs["clean", 0]["over"]
-    assert "all of them, cleaned, seed 1" in capsys.readouterr().out
+    assert "the mixture, cleaned, seed 1" in capsys.readouterr().out
