@@ -60,7 +60,7 @@ def run(*arguments):
     ("text", "found"),
     [
         ("Mia's 3 hats, twice!", ("mia", "s", "3", "hats", "twice")),
-        ("米娅有 GPU。", ("米", "娅", "有", "gpu")),
+        ("米娅有GPU吗？", ("米", "娅", "有", "gpu", "吗")),
         ("Straße _x_", ("strasse", "x")),
         ("... 🙂", ()),
     ],
@@ -398,6 +398,8 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="defect"):
         clean_file(path, out, [fails])
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
+    with pytest.raises(OutputError, match=r"name a \.jsonl file"):
+        clean_file(path, tmp_path / "out.txt", [Length(1)])
     out.write_text("mine")
     with pytest.raises(OutputError, match="already exists"):
         clean_file(path, out, [Length(1)])

@@ -24,10 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_core.data.filters import Filter, as_filter
-from minimind_core.data.records import MESSAGES, check_record, record_kind
+from minimind_core.data.records import (
+    MESSAGES,
+    check_record,
+    is_jsonl,
+    record_kind,
+)
 from minimind_core.data.sources import Source, left_out, place_of
 from minimind_core.data.specs import Data, open_records, parse_data
-from minimind_core.errors import DataError
+from minimind_core.errors import DataError, OutputError
 from minimind_core.files import atomic_file, require_new
 
 EXAMPLES = 3
@@ -341,9 +346,11 @@ def clean_file(
         For a record that is wrong, naming its file and line, or if the
         filters remove all records.
     OutputError
-        If `out` exists or cannot be written.
+        If `out` exists, cannot be written, or is no ``.jsonl``.
     """
     out = Path(out)
+    if not is_jsonl(out):
+        raise OutputError(f"{out}: name a .jsonl file, which is written")
     require_new(out)
     source, kind = _open(data, kind, on_bad_record)
     cleaning = Cleaning(

@@ -34,8 +34,8 @@ from minimind_core.microworld.world import tell
 
 CLEAN = ""
 POOL = 50
-"""Duplicates are copies of one of this many first clean stories, as a few
-pages of the web are copied thousands of times."""
+"""Duplicates are copies of the clean ones among this many first records, as a
+few pages of the web are copied thousands of times."""
 RETOLD = ("time", "go", "place", "sky", "meeting", "ending", "spot")
 """What a near duplicate may tell differently: details of a few words."""
 PRONOUNS = ("sub", "Sub", "obj", "poss")
@@ -293,7 +293,8 @@ class DirtyStories:
         Kind of dirt -> share of the records; they add up to at most 1, and
         the rest is clean, and so is the first record.
     pool : int
-        Duplicates are copies of one of this many first records.
+        Duplicates are copies of the clean ones among this many first
+        records.
     held_out : int
         Models are examined on so many held-out stories. A record that is
         contaminated copies the one at its own index, or that modulo this
