@@ -80,7 +80,7 @@ def clean(options: Namespace) -> None:
             filters.Length(options.min_words or 1, options.max_words)
         )
     if options.language is not None:
-        chosen.append(filters.Language(*options.language.split(",")))
+        chosen.append(filters.Languages(*options.language.split(",")))
     if options.repetition:
         chosen.append(filters.Repetition())
     if options.exact_duplicates:

@@ -21,7 +21,7 @@ from minimind_core.data.filters import (
     GOPHER,
     Contamination,
     ExactDuplicates,
-    Language,
+    Languages,
     Length,
     NearDuplicates,
     Repetition,
@@ -148,8 +148,8 @@ def test_language_keeps_those_named_and_what_nobody_can_tell():
         ("Le matin, le boulanger va au marché et il rencontre son amie."),
     )
     given_texts = [STORY, chinese, french, "OK"]
-    assert clean(given_texts, [Language("en")]).kept == [STORY, "OK"]
-    kept, report = clean(given_texts, [Language("en", "zh")])
+    assert clean(given_texts, [Languages("en")]).kept == [STORY, "OK"]
+    kept, report = clean(given_texts, [Languages("en", "zh")])
     assert kept == [STORY, chinese, "OK"]
     assert report.examples["language"][0].why.startswith("fr (")
 
@@ -287,8 +287,8 @@ def test_what_is_kept_is_in_order_and_adds_up(given_texts):
     [
         (lambda: NearDuplicates(1.5), "threshold must be from 0.1 to 0.95"),
         (lambda: Length(5, 4), "no text has such a length"),
-        (lambda: Language(), "name the languages"),
-        (lambda: clean([], [Language("english")]), "unknown language"),
+        (lambda: Languages(), "name the languages"),
+        (lambda: clean([], [Languages("english")]), "unknown language"),
         (lambda: Repetition({"rows": 1}), "unknown measure 'rows'"),
         (lambda: Contamination([], share=2), "share must be"),
         (lambda: clean([], [5]), "5 is no filter"),
@@ -313,7 +313,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(module.importlib, "import_module", absent)
     for one, name in (
-        (NearDuplicates(), "datasketch"), (Language("en"), "py3langid"),
+        (NearDuplicates(), "datasketch"), (Languages("en"), "py3langid"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as error:
             clean(["a"], [one])

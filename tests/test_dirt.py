@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minimind_core.book.studies import dirt as study
 from minimind_core.config import PRESETS, ModelConfig
+from minimind_core.errors import ConfigError
 from minimind_core.microworld import (
     HELD_OUT_SEED,
     LANGUAGES,
@@ -163,7 +164,7 @@ def test_they_are_a_source_for_training():
     ],
 )
 def test_shares_that_cannot_be(shares, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         DirtyStories("en", 0, shares)
     with pytest.raises(ValueError, match="speaks"):
         DirtyStories("fr")

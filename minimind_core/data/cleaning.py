@@ -1,8 +1,8 @@
 """Clean a data set, and say what was removed and why.
 
     from minimind_core.data.cleaning import clean
-    from minimind_core.data.filters import Language, NearDuplicates
-    kept, report = clean(texts, [Language("en"), NearDuplicates(0.8)])
+    from minimind_core.data.filters import Languages, NearDuplicates
+    kept, report = clean(texts, [Languages("en"), NearDuplicates(0.8)])
     print(report)              # counts of each filter, with examples
 
     minimind clean in.jsonl --out out.jsonl --near-duplicates 0.8 \\
@@ -65,7 +65,7 @@ class Example:
 
 
 @dataclass
-class Report:
+class CleaningReport:
     """What a cleaning has removed.
 
     Attributes
@@ -150,7 +150,7 @@ class Cleaning:
 
     Attributes
     ----------
-    report : Report
+    report : CleaningReport
 
     Raises
     ------
@@ -169,7 +169,7 @@ class Cleaning:
         place: Callable[[int], str] = "record {}".format,
     ) -> None:
         self._records, self._examples = records, examples
-        self._place, self.report = place, Report()
+        self._place, self.report = place, CleaningReport()
         self._checks = []
         for one in map(as_filter, filters):
             name, number = one.name, 2
@@ -259,11 +259,11 @@ class Cleaned(NamedTuple):
     ----------
     kept : list
         The records that passed, as they were given.
-    report : Report
+    report : CleaningReport
     """
 
     kept: list[Any]
-    report: Report
+    report: CleaningReport
 
 
 def clean(
@@ -314,7 +314,7 @@ def clean_file(
     on_bad_record: str | None = None,
     examples: int = EXAMPLES,
     progress: bool = False,
-) -> Report:
+) -> CleaningReport:
     """Clean data files and write what is kept as one ``.jsonl`` file.
 
     Parameters
@@ -338,7 +338,7 @@ def clean_file(
 
     Returns
     -------
-    Report
+    CleaningReport
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Filters that decide which records a data set is better off without.
 
     from minimind_core.data.cleaning import clean
-    from minimind_core.data.filters import ExactDuplicates, Language, Length
-    clean(texts, [Length(at_least=20), Language("en"), ExactDuplicates()])
+    from minimind_core.data.filters import ExactDuplicates, Languages, Length
+    clean(texts, [Length(at_least=20), Languages("en"), ExactDuplicates()])
 
 Each filter here is a rule with its settings. A rule does not change when it
 is used: `start` returns a function that remembers what it has seen, so that
@@ -261,7 +261,7 @@ class Length:
         return check
 
 
-class Language:
+class Languages:
     """Remove texts in other languages than these.
 
     The language is what `py3langid` says of the whole text (Lui and Baldwin,

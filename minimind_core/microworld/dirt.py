@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from minimind_core.errors import ConfigError
 from minimind_core.microworld.metrics import HELD_OUT_SEED
 from minimind_core.microworld.stories import (
     LANGUAGES,
@@ -302,7 +303,7 @@ class DirtyStories:
 
     Raises
     ------
-    ValueError
+    ConfigError
         For an unknown kind, or shares that do not fit.
     """
 
@@ -323,13 +324,13 @@ class DirtyStories:
         self.pool, self.held_out = pool, held_out
         for kind, share in self.shares.items():
             if kind not in DIRT:
-                raise ValueError(
+                raise ConfigError(
                     f"unknown dirt {kind!r}; one of {', '.join(DIRT)}"
                 )
             if not 0 <= share <= 1:
-                raise ValueError(f"{kind}: a share cannot be {share}")
+                raise ConfigError(f"{kind}: a share cannot be {share}")
         if math.fsum(self.shares.values()) > 1 + 1e-9:
-            raise ValueError("the shares add up to more than 1")
+            raise ConfigError("the shares add up to more than 1")
 
     def kind(self, index: int) -> str:
         """Kind of dirt of a record; empty for a clean one."""

@@ -31,7 +31,7 @@ from minimind_core.data.filters import (
     Contamination,
     ExactDuplicates,
     Filter,
-    Language,
+    Languages,
     Length,
     NearDuplicates,
     Repetition,
@@ -74,7 +74,7 @@ def filters_and_targets() -> list[tuple[Filter, Sequence[str]]]:
     return [
         (ExactDuplicates(), COPIES),
         (NearDuplicates(NEAR), COPIES),
-        (Language("en"), ("other language",)),
+        (Languages("en"), ("other language",)),
         (Length(SHORTEST), ("fragment",)),
         (Repetition(), ("repeated line",)),
         (Contamination(held_out, share=0.9), ("held out",)),
