@@ -89,7 +89,7 @@ def removed_by(chosen: Filter, records: Sequence[DirtyStory]) -> list[int]:
 
 
 def dirt_filters(preset: str, progress: bool) -> dict[str, Any]:
-    """Let each filter loose, alone, on a corpus with all kinds of dirt.
+    """Run each filter alone on a corpus with all kinds of dirt.
 
     Returns
     -------
