@@ -175,6 +175,7 @@ def _arguments(options: Namespace, stage: str) -> dict[str, Any]:
 _SETTINGS = (
     "steps", "batch_size", "micro_batch_size", "seq_len", "optimizer", "lr",
     "replay", "save_every", "device", "dtype", "seed", "on_bad_record",
+    "shard",
 )  # fmt: skip
 
 
@@ -579,6 +580,9 @@ def _training(
     add("--micro-batch-size", type=int, metavar="N",
         help="rows per forward pass")  # fmt: skip
     add("--seq-len", type=int, metavar="N", help="longest row, in tokens")
+    add("--shard", action="store_true", default=None,
+        help="under torchrun, spread weights, gradients and optimizer over "
+        "the processes (FSDP)")  # fmt: skip
     add("--optimizer", metavar="NAME", help=" or ".join(OPTIMIZER_NAMES))
     add("--lr", type=float, metavar="X",
         help="peak learning rate; Muon's keeps its ratio to it")  # fmt: skip
@@ -702,7 +706,7 @@ def _run(options: Namespace) -> int:
         return 2
 
     try:
-        options.run_command(options)
+        _recorded(options.run_command)(options)
         sys.stdout.flush()
     except MiniMindError as error:
         return failed(error)
@@ -727,6 +731,18 @@ def _run(options: Namespace) -> int:
             f"`minimind doctor` ({error})"
         )
     return 0
+
+
+def _recorded(command: Callable[..., None]) -> Callable[..., None]:
+    """Tell torchrun why this process ends, if torchrun has started it.
+
+    It ends the other processes and shows the reason of the first that failed.
+    """
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return command
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)
 
 
 def _out_of_memory(error: Exception) -> bool:

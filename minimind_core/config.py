@@ -487,6 +487,11 @@ class TrainConfig(_Settings):
     threads : int or None
         CPU threads that torch uses. With None the run chooses, and a resumed
         run keeps the number it started with.
+    shard : bool
+        Under torchrun, spread the weights, the gradients and the optimizer's
+        state over the processes (FSDP) instead of giving each a copy of all
+        of them (DDP); see `sharding`. One process alone has nothing to
+        spread.
     """
 
     steps: Count = 900
@@ -520,6 +525,7 @@ class TrainConfig(_Settings):
     activation_checkpointing: bool = False
     loss_chunk: Count | None = None
     threads: Count | None = None
+    shard: bool = False
 
 
 # --- presets ---------------------------------------------------------------

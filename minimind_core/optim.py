@@ -21,6 +21,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from minimind_core.config import TrainConfig
 from minimind_core.errors import ConfigError
+from minimind_core.sharding import gathered, split_like
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -143,7 +144,9 @@ class _Muon(Muon):
             average = state["momentum_buffer"]
             average.lerp_(gradient, 1 - group["momentum"])
             update = gradient.lerp(average, group["momentum"])
-            updates.append(update.to(dtype))
+            # Singular values are those of the whole matrix. If it is
+            # sharded, every process computes the same update from it.
+            updates.append(gathered(update).to(dtype))
         options = group["ns_coefficients"], group["ns_steps"], group["eps"]
         if len(updates) == 1:
             updates = [orthogonalize(updates[0], *options)]
@@ -153,7 +156,8 @@ class _Muon(Muon):
         size = 0.2 * math.sqrt(max(parameters[0].shape))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * size)
+            part = split_like(update, parameter)
+            parameter.add_(part, alpha=-group["lr"] * size)
 
 
 def same_shape(
@@ -397,4 +401,8 @@ def gradient_norm(model: nn.Module, max_norm: float) -> torch.Tensor:
         gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    # Of sharded gradients, this is the norm of all parts together.
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = gathered(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
+    return norm

@@ -35,6 +35,7 @@ from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
     LOG_FILE,
     all_finite,
+    begin_shards,
     last_sound,
     load_checkpoint,
     save_checkpoint,
@@ -65,6 +66,13 @@ from minimind_core.optim import (
 )
 from minimind_core.precision import Precision, detect_device, resolve
 from minimind_core.run import Record, read_log
+from minimind_core.sharding import (
+    Shards,
+    gathered,
+    is_sharded,
+    split_like,
+    write_tensors,
+)
 
 Check = Callable[[nn.Module], Record]
 
@@ -80,7 +88,7 @@ AHEAD = 2
 
 ROUNDING = {
     "device", "dtype", "threads", "micro_batch_size", "tf32", "compile",
-    "activation_checkpointing", "loss_chunk",
+    "activation_checkpointing", "loss_chunk", "shard",
 }  # fmt: skip
 """Settings that a resumed run may change with a warning. They change
 the order or precision of sums, so that the result no longer equals that of an
@@ -174,6 +182,13 @@ def _call_options(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if hasattr(config, "use_cache") else {}
 
 
+def _part(value: Tensor, parameter: Tensor) -> Tensor:
+    """The part of a read tensor that belongs to a held parameter."""
+    if is_sharded(value) or value.shape != parameter.shape:
+        return value  # or it is a count of steps
+    return split_like(value, parameter)
+
+
 class Trainer:
     """Train a model on a stream of rows.
 
@@ -181,7 +196,8 @@ class Trainer:
     ----------
     model : nn.Module
         Called as ``model(input_ids=, labels=, num_items_in_batch=)``; only
-        parameters with ``requires_grad`` are trained. Trained in place.
+        parameters with ``requires_grad`` are trained. Trained in place;
+        with ``shard``, it has its weights only in checks and after `fit`.
     stream : RowStream or iterable
         `Rows`, `Mixture`, or any iterable of rows or batches; see
         `minimind_core.data.as_stream`.
@@ -257,12 +273,12 @@ class Trainer:
             torch.manual_seed(config.seed + self.processes.rank)
         self.model = model.to(self.device)
         fit_attention(self.model)
-        accelerate(
-            self.model,
-            compile=config.compile,
-            activation_checkpointing=config.activation_checkpointing,
-            loss_chunk=config.loss_chunk,
-        )
+        faster: dict[str, Any] = {
+            "compile": config.compile,
+            "activation_checkpointing": config.activation_checkpointing,
+            "loss_chunk": config.loss_chunk,
+        }
+        accelerate(self.model, **faster)
         self._options = _call_options(model)
         self.stream = as_stream(stream)
         # On a CPU a thread would only take time from the computation.
@@ -275,13 +291,26 @@ class Trainer:
         self.out = Path(out) if out is not None else None
         self.identity = dict(state or {})
         self.pad_token_id = pad_token_id
+        self._shards: Shards | None = None
+        if config.shard and self.processes.world > 1:
+            if isinstance(optimizer, Optimizer):
+                raise ConfigError(
+                    "with shard, the optimizer must be given as a function "
+                    "of the model, because it holds the parts and not the "
+                    "whole parameters"
+                )
+            self._shards = Shards(
+                self.model, self.device, self.precision.dtype
+            )
+            accelerate(self._shards.module, **faster)
+        held = self._shards.module if self._shards else model
         if optimizer is None:
             self.optimizer = build_optimizer(
-                model, config, self.precision.dtype
+                held, config, self.precision.dtype
             )
         else:
             if not isinstance(optimizer, Optimizer):
-                optimizer = optimizer(model)
+                optimizer = optimizer(held)
             self.optimizer = optimizer
             self.identity["own_optimizer"] = type(self.optimizer).__name__
         if schedule is not None:
@@ -351,6 +380,8 @@ class Trainer:
         finally:
             self.progress.close()
             self._batches.close()
+        if self._shards:
+            self._shards.fill()
         for callback in self.callbacks:
             callback.on_train_end(self)
         if self.step != self._saved_step:
@@ -416,7 +447,7 @@ class Trainer:
         # Gradients are clipped at their true size, so they are unscaled
         # first.
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model, self.config.max_grad_norm)
+        norm = gradient_norm(module, self.config.max_grad_norm)
         # This is the only synchronisation with the device in a step: both
         # numbers are transferred together.
         loss, size = torch.stack([total, norm.to(total)]).tolist()
@@ -515,7 +546,8 @@ class Trainer:
     def _require_finite(self) -> None:
         """Raise an error if the last update made any weight non-finite."""
         state = self.optimizer.state_dict()
-        if all_finite((self.learned(), state["state"])):
+        mine = all_finite((self._held(), state["state"]))
+        if not self.processes.any(not mine):
             return
         raise TrainingError(
             f"step {self.step}: its update has made weights, or the "
@@ -546,6 +578,9 @@ class Trainer:
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:
             return self.model
+        if self._shards:
+            self._shards.release()
+            return self._shards.module.train()
         return DistributedDataParallel(self.model)
 
     @contextlib.contextmanager
@@ -554,6 +589,8 @@ class Trainer:
             with module.no_sync():
                 yield
         else:
+            if self._shards:
+                self._shards.exchange(sync)
             yield
 
     # --- the log ---
@@ -613,7 +650,10 @@ class Trainer:
             self.model.train()
             return found
 
-        return self.processes.once(run)
+        if self._shards is None:
+            return self.processes.once(run)
+        with self._shards.whole(keep=self.processes.is_main):
+            return self.processes.once(run)
 
     def _agree_on_stopping(self) -> None:
         """Stop all processes if one stops, since the others would hang."""
@@ -630,10 +670,19 @@ class Trainer:
     # --- checkpoints ---
 
     def learned(self) -> dict[str, Tensor]:
-        """Return the trainable parameters by name; tied ones only once."""
+        """Return the trainable parameters by name; tied ones only once.
+
+        If they are sharded, all processes must call this together, and each
+        gets the whole of them.
+        """
+        return {n: gathered(t) for n, t in self._held().items()}
+
+    def _held(self) -> dict[str, Tensor]:
+        """The trainable parameters, or this process's parts of them."""
+        held = self._shards.module if self._shards else self.model
         return {
             name: parameter.detach()
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in held.named_parameters()
             if parameter.requires_grad
         }
 
@@ -644,8 +693,8 @@ class Trainer:
         -------
         dict
             ``device``, ``device_name``, ``dtype``, ``threads``,
-            ``micro_batch_size``, ``compile``, ``tf32``, ``processes`` and
-            ``torch``.
+            ``micro_batch_size``, ``compile``, ``tf32``, ``processes``,
+            ``shard`` and ``torch``.
         """
         device = detect_device(self.precision.device)
         return {
@@ -657,6 +706,7 @@ class Trainer:
             "compile": self.config.compile,
             "tf32": self.config.tf32,
             "processes": self.processes.world,
+            "shard": self._shards is not None,
             "torch": torch.__version__,
         }
 
@@ -699,12 +749,16 @@ class Trainer:
         self._require_finite()
         # Each process has its own dropout.
         random_states = self.processes.gather(self._random_state())
+        optimizer, weights = self.optimizer.state_dict(), None
+        if self._shards:
+            weights = self._write_shards(out, optimizer)
         folder = self.processes.once(lambda: save_checkpoint(
             out,
             self.step,
-            {n: t.cpu().clone() for n, t in self.learned().items()},
+            weights
+            or {n: t.cpu().clone() for n, t in self._held().items()},
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.scaler.state_dict(),
                 "random": random_states,
             },
@@ -728,6 +782,22 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_save(self, folder)
         return folder
+
+    def _write_shards(self, out: Path, optimizer: Record) -> Path:
+        """Write what is sharded, and take it out of the optimizer's state."""
+        partial = self.processes.once(lambda: begin_shards(out, self.step))
+        tensors = {f"weights.{n}": t for n, t in self._held().items()}
+        rest: dict[int, Record] = {}
+        for number, values in optimizer["state"].items():
+            rest[number] = {}
+            for key, value in values.items():
+                if is_sharded(value):
+                    tensors[f"optimizer.{number}.{key}"] = value
+                else:
+                    rest[number][key] = value
+        optimizer["state"] = rest
+        write_tensors(partial, tensors)
+        return partial
 
     def _random_state(self) -> dict[str, Tensor]:
         """State of the random generators that this process uses."""
@@ -786,9 +856,27 @@ class Trainer:
             device, number of threads or of processes.
         """
         folder = Path(folder)
-        weights, training, state = load_checkpoint(folder)
+        own = self._held()
+        order = [
+            p for group in self.optimizer.param_groups
+            for p in group["params"]
+        ]  # fmt: skip
+
+        def make(
+            name: str, shape: tuple[int, ...], dtype: torch.dtype
+        ) -> Tensor:
+            """Read into a part like that of the parameter it belongs to."""
+            part, _, rest = name.partition(".")
+            number = rest.partition(".")[0]
+            owner = own.get(rest) if part == "weights" else (
+                order[int(number)] if int(number) < len(order) else None
+            )  # fmt: skip
+            if owner is None or tuple(owner.shape) != shape:
+                return torch.empty(shape, dtype=dtype)
+            return torch.empty_like(owner, dtype=dtype)
+
+        weights, training, state = load_checkpoint(folder, make)
         self._require_same_run(folder, state)
-        own = self.learned()
         if {n: t.shape for n, t in own.items()} != {
             n: t.shape for n, t in weights.items()
         }:
@@ -798,7 +886,11 @@ class Trainer:
         self._adopt(state["runtime"])
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(_part(weights[name], parameter))
+        for number, values in training["optimizer"]["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    values[key] = _part(value, order[number])
         for group, saved in zip(
             self.optimizer.param_groups,
             training["optimizer"]["param_groups"],
@@ -852,6 +944,8 @@ class Trainer:
 
     def _adopt(self, runtime: Record) -> None:
         """Adopt the run's dtype and threads, unless others were requested."""
+        # Older checkpoints do not say that they were not sharded.
+        runtime = {"shard": False, **runtime}
         dtype = runtime["dtype"]
         if self.config.dtype == "auto" and dtype != self.precision.dtype:
             with warnings.catch_warnings():
@@ -863,6 +957,11 @@ class Trainer:
                     origin="as recorded by the run",
                 )  # fmt: skip
             self.precision = self.processes.broadcast(precision)
+            if self._shards and self.precision.dtype != self._shards.dtype:
+                raise CheckpointError(
+                    f"the run computed in {dtype}, and the parts were made "
+                    f"for {self._shards.dtype}; resume with --dtype {dtype}"
+                )
             self.scaler = self.precision.scaler()
         same = runtime["processes"] == self.processes.world
         if self.config.threads is None and same:
