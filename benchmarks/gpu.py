@@ -483,8 +483,10 @@ class RandomRows:
     skipped = 0
 
     def __init__(self, model: ModelConfig, count: int = 512) -> None:
-        documents = document_ids(count, LENGTH, 128).tolist()
-        ids = torch.randint(3, model.vocab_size, (count, LENGTH)).tolist()
+        # Arrays, as `data.shards` returns them.
+        documents = document_ids(count, LENGTH, 128).int().numpy()
+        ids = torch.randint(3, model.vocab_size, (count, LENGTH)).int()
+        ids = ids.numpy()
         self.rows = [
             Row(i, i, d) for i, d in zip(ids, documents, strict=True)
         ]
@@ -544,6 +546,7 @@ def measure_trainer(peak: float, steps: int = 12) -> Results:
         "tokens_per_second": rate,
         "utilization": rate * flops_per_token(BASE, LENGTH) / peak,
         "seconds_per_step": seconds,
+        "waited_for_data": trainer.waited / (trainer.step * seconds),
         "busy": busy / wall,
         "synchronizations": sum(
             event.count for event in events

@@ -66,6 +66,54 @@ def journey(options: Namespace) -> None:
     )
 
 
+def clean(options: Namespace) -> None:
+    """Remove duplicates and other unwanted records from data files."""
+    from pathlib import Path
+
+    from minimind_core.data import filters
+    from minimind_core.data.cleaning import clean_file, read_texts
+    from minimind_core.files import write_json
+
+    chosen: list[filters.Filter] = []
+    if options.min_words is not None or options.max_words is not None:
+        chosen.append(
+            filters.Length(options.min_words or 1, options.max_words)
+        )
+    if options.language is not None:
+        chosen.append(filters.Languages(*options.language.split(",")))
+    if options.repetition:
+        chosen.append(filters.Repetition())
+    if options.exact_duplicates:
+        chosen.append(filters.ExactDuplicates())
+    if options.near_duplicates is not None:
+        chosen.append(
+            filters.NearDuplicates(
+                options.near_duplicates, options.near_words
+            )
+        )
+    if options.held_out is not None:
+        chosen.append(
+            filters.Contamination(
+                read_texts(options.held_out), n=options.held_out_words,
+                share=options.held_out_share,
+            )
+        )  # fmt: skip
+    if not chosen:
+        raise ConfigError("name a filter, such as --exact-duplicates")
+    report = clean_file(
+        options.data, options.out, chosen, kind=options.kind,
+        on_bad_record=options.on_bad_record, examples=options.examples,
+        progress=True,
+    )  # fmt: skip
+    if options.report is not None:
+        write_json(Path(options.report), report.to_dict())
+    say(
+        str(report),
+        f"wrote {options.out}: {report.kept:,} records",
+        f"next: minimind pretrain --data {options.out} --out runs/clean",
+    )
+
+
 def tokenizer(options: Namespace) -> None:
     """Train a tokenizer."""
     from minimind_core.config import get_preset
@@ -328,6 +376,9 @@ def build_parser() -> argparse.ArgumentParser:
     _bad_record(sub)
     _resume(sub)
 
+    sub = command("clean", clean, "in.jsonl --out out.jsonl --language en")
+    _cleaning(sub)
+
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")
     _data(sub, MICROWORLD)
     sub.add_argument("--chat", nargs="+", metavar="FILE",
@@ -475,6 +526,40 @@ def _seed_number(text: str) -> int:
             f"{text!r} is not a whole number from 0 to 2^63 - 1"
         )
     return int(text)
+
+
+def _cleaning(parser: Parser) -> None:
+    add = parser.add_argument
+    add("data", nargs="+", metavar="FILE", help="the data files")
+    add("--out", required=True, metavar="FILE",
+        help="the new .jsonl; filters run in the order below")  # fmt: skip
+    add("--min-words", type=_count, metavar="N",
+        help="remove shorter texts; a Chinese character counts")  # fmt: skip
+    add("--max-words", type=_count, metavar="N", help="remove longer texts")
+    add("--language", metavar="CODES",
+        help="remove texts in other languages than these: en,zh")  # fmt: skip
+    add("--repetition", action="store_true",
+        help="remove texts that repeat themselves, by the rules of "
+        "Gopher")  # fmt: skip
+    add("--exact-duplicates", action="store_true",
+        help="remove texts that occurred before")  # fmt: skip
+    add("--near-duplicates", type=float, nargs="?", const=0.8, metavar="X",
+        help="remove texts whose runs of words are shared with an earlier "
+        "one to this extent, from 0.1 to 0.95 (0.8)")  # fmt: skip
+    add("--near-words", type=_count, default=5, metavar="N",
+        help="words in such a run (5)")  # fmt: skip
+    add("--held-out", nargs="+", metavar="FILE",
+        help="remove records that contain parts of these")  # fmt: skip
+    add("--held-out-words", type=_count, default=13, metavar="N",
+        help="words in a part (13)")  # fmt: skip
+    add("--held-out-share", type=float, default=0.0, metavar="X",
+        help="how much of a held-out text may be contained (0)")  # fmt: skip
+    add("--kind", choices=("text", "conversations"),
+        help="of the records (as the first one)")  # fmt: skip
+    add("--examples", type=int, default=3, metavar="N",
+        help="removed records to show of each filter (3)")  # fmt: skip
+    add("--report", metavar="FILE", help="also write the counts as JSON")
+    _bad_record(parser)
 
 
 def _training(

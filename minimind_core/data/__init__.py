@@ -11,6 +11,7 @@ encoded once, into files of token ids (`ahead`, `shards`).
 """
 
 from minimind_core.data.ahead import encode_ahead
+from minimind_core.data.cleaning import clean, clean_file
 from minimind_core.data.encoding import (
     Encoded,
     Encoder,
@@ -62,9 +63,9 @@ __all__ = [
     "Document", "Encoded", "Encoder", "Files", "InMemory", "LeftOut",
     "Messages",
     "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
-    "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "encode_ahead", "is_file_name",
-    "left_out",
+    "check_record", "clean", "clean_file", "collate",
+    "conversation_encoder", "count_labels", "count_tokens",
+    "document_encoder", "encode_ahead", "is_file_name", "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
     "record_kind", "tokenizer_texts",
