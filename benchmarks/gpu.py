@@ -591,7 +591,7 @@ def main() -> None:
     peak = matmul_peak(half())
     results: Results = {
         "card": card,
-        "memory": detect_device("cuda").memory_bytes,
+        "device_memory": detect_device("cuda").memory_bytes,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "half": str(half()).removeprefix("torch."),
