@@ -9,6 +9,7 @@ There are three independent steps. A *source* returns records by index
 (`encoding`), and `Rows` arranges those in rows (`packing`).
 """
 
+from minimind_core.data.copies import PlainFile, plain_files
 from minimind_core.data.encoding import (
     Encoded,
     Encoder,
@@ -37,11 +38,13 @@ from minimind_core.data.records import (
 )
 from minimind_core.data.sources import (
     HELD_OUT_EVERY,
+    Chosen,
     Files,
     InMemory,
     LeftOut,
     Slice,
     Source,
+    Weighted,
     left_out,
 )
 from minimind_core.data.specs import (
@@ -52,17 +55,21 @@ from minimind_core.data.specs import (
     open_records,
     open_source,
     parse_data,
+    spec_files,
+    split_name,
     tokenizer_texts,
 )
 
 __all__ = [
-    "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Data", "DataSpec",
+    "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Chosen", "Data", "DataSpec",
     "Document", "Encoded", "Encoder", "Files", "InMemory", "LeftOut",
     "Messages",
-    "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
+    "Mixture", "PlainFile", "Row", "RowStream", "Rows", "Slice", "Source",
+    "Weighted", "as_stream",
     "check_record", "collate", "conversation_encoder", "count_labels",
     "count_tokens", "document_encoder", "is_file_name", "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
-    "record_kind", "tokenizer_texts",
+    "plain_files", "record_kind", "spec_files", "split_name",
+    "tokenizer_texts",
 ]  # fmt: skip
