@@ -49,8 +49,10 @@ COLUMNS = (
 """The columns of a table that are read; the others are not copied."""
 
 PIECE = 2**16
-"""Bytes that are decompressed at a time. Zstandard can expand a piece some
-thousand times, so this bounds the memory."""
+"""Bytes that are read, or that gzip gives, at a time."""
+FRAME_PIECE = 2**12
+"""Bytes that Zstandard gets at a time. It gives all that they hold, which is
+at most 128 KiB for each four of them, so this bounds the memory."""
 ROWS = 256
 """Rows of a table that are converted at a time."""
 
@@ -245,7 +247,7 @@ def _unpacked(path: Path, name: str) -> Iterator[bytes]:
 
 def _decompressed(
     file: BinaryIO, kind: str, name: str
-) -> Iterator[bytes]:  # fmt: skip
+) -> Iterator[bytes]:
     if kind == ".zst":
         yield from _from_zstandard(file, name)
         return
@@ -266,7 +268,7 @@ def _from_zstandard(file: BinaryIO, name: str) -> Iterator[bytes]:
     # where a file was cut off.
     frame = None
     try:
-        while piece := file.read(PIECE):
+        while piece := file.read(FRAME_PIECE):
             while piece:
                 if frame is None or frame.eof:
                     frame = zstandard.ZstdDecompressor().decompressobj()
@@ -321,14 +323,21 @@ def _table(file: Path | BinaryIO, name: str) -> Iterator[bytes]:
 
 def json_line(record: Mapping[str, Any]) -> bytes:
     """A record as a line of JSON, without the empty fields of a table."""
-    text = json.dumps(without_nulls(record), ensure_ascii=False, default=str)
-    return text.encode("utf-8", "surrogatepass") + b"\n"
+    value = without_nulls(record)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half of a surrogate pair can only be written as its escape. What
+        # reads the record says what is wrong with it.
+        return json.dumps(value, default=str).encode() + b"\n"
 
 
 def without_nulls(value: Any) -> Any:
-    """Remove the fields that a table has only because other rows need them."""
+    """Remove the fields that a row has only because other rows need them."""
     if isinstance(value, Mapping):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        kept = {k: v for k, v in value.items() if v is not None}
+        return {k: without_nulls(v) for k, v in kept.items()}
     if isinstance(value, list | tuple):
         return [without_nulls(v) for v in value]
     return value
@@ -371,7 +380,7 @@ def parse_hub(name: str) -> tuple[str, str | None, str, int | None]:
     if not colon or not re.fullmatch(r"[\w.-]+", split):
         place, split = whole, "train"
     path = Path(place).expanduser()
-    if path.is_dir():
+    if place and path.is_dir():
         return str(path.resolve()), None, split, limit
     if path.is_file():
         return str(path.resolve().parent), path.name, split, limit
@@ -418,7 +427,8 @@ def _stream(name: str) -> Iterator[bytes]:
     repository, file, split, limit = parse_hub(name)
     try:
         found = load_dataset_builder(repository, data_files=file)
-        splits = {str(k): v for k, v in (found.config.data_files or {}).items()}
+        files = found.config.data_files or {}
+        splits = {str(key): urls for key, urls in files.items()}
         if splits and split not in splits:
             raise DataError(
                 f"{name}: there is no split {split!r}; there is "

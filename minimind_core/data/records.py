@@ -231,7 +231,13 @@ def check_record(record: Any, kind: str, where: str) -> Any:
     # not even be validated; then of the tools, which may be JSON in a string.
     _check_texts(_used(record), where)
     if kind == "conversations":
-        return _checked(to_messages(record, where), where)
+        value = _checked(to_messages(record, where), where)
+        if not any(_says_something(message) for message in value):
+            raise DataError(
+                f"{where}: all answers are empty, as in the prompts of "
+                "MiniMind's RLAIF data, which have nothing to fine-tune on"
+            )
+        return value
     if kind == "prompt":
         value = to_prompt(record, where)
         value = _checked(value, where, answered=False)
@@ -275,6 +281,11 @@ def _used(record: Any) -> Any:
         "rejected",
     )  # fmt: skip
     return [record[name] for name in names if name in record]
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    names = ("content", "reasoning_content", "tool_calls")
+    return message["role"] == "assistant" and any(map(message.get, names))
 
 
 def _checked(messages: Any, where: str, *, answered: bool = True) -> Any:
@@ -341,10 +352,10 @@ def _hint(record: Mapping[str, Any], kind: str) -> str:
         return f"; records with {named!r} are for `minimind {_STAGES[other]}`"
     if {"chosen", "rejected"} <= keys:
         return (
-            "; these are preference pairs, which only DPO takes. To fine-tune "
-            'on the better answers, write them as {"conversations": [...]}, '
-            "for example with: jq -c '{conversations: .chosen}' old.jsonl > "
-            "new.jsonl"
+            "; these are preference pairs, which only DPO takes. To "
+            "fine-tune on the better answers, write them as "
+            '{"conversations": [...]}, for example with: '
+            "jq -c '{conversations: .chosen}' old.jsonl > new.jsonl"
         )
     for asked, answered in (
         ("prompt", "completion"),

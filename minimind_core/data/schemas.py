@@ -19,7 +19,7 @@ from typing import Any
 from minimind_core.errors import DataError
 
 CONVERSATIONS = ("conversations", "messages")
-"""Names of a list of messages; the first is MiniMind's, the second OpenAI's."""
+"""Names of a list of messages: MiniMind's and ShareGPT's, and OpenAI's."""
 
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant",
@@ -27,7 +27,8 @@ SHAREGPT_ROLES = {
     "tool": "tool", "observation": "tool", "function_call": "assistant",
 }  # fmt: skip
 """What ``from`` means in ShareGPT's data, and in LLaMA-Factory's form of it,
-where ``function_call`` holds a call as JSON and ``observation`` its result."""
+in which ``function_call`` holds a call as JSON and ``observation`` what it
+returned."""
 
 
 def conversation_name(record: Mapping[str, Any]) -> str | None:

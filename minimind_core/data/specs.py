@@ -368,9 +368,9 @@ def _weighted(spec: DataSpec, source: Chosen, *, held_out: bool) -> Source:
     there are weights or not.
     """
     below: Any = source
-    numbers = range(source.size)
+    numbers: Sequence[int] = range(source.size)
     while isinstance(below, Chosen):
-        numbers = [below.indices[i] for i in numbers]  # type: ignore[assignment]
+        numbers = [below.indices[i] for i in numbers]
         below = below.source
     owners = [
         number
@@ -387,7 +387,8 @@ def _weighted(spec: DataSpec, source: Chosen, *, held_out: bool) -> Source:
             (within[i] + 0.5) / spec.weights[groups[i]]
             for i in range(source.size)
         ]
-        return Chosen(source, sorted(range(source.size), key=when.__getitem__))
+        order = sorted(range(source.size), key=when.__getitem__)
+        return Chosen(source, order)
     for path, size in zip(spec.paths, sizes, strict=True):
         if not size:
             raise DataError(
