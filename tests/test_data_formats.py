@@ -19,7 +19,7 @@ from minimind_core.data import (
     spec_files,
     tokenizer_texts,
 )
-from minimind_core.errors import DataError
+from minimind_core.errors import DataError, OutputError
 from minimind_core.tokenizer import train_tokenizer
 
 STORIES = [{"text": f"Tom has {n} red boats, é."} for n in range(60)]
@@ -167,6 +167,14 @@ def test_a_copy_is_made_once_and_again_when_it_must_be(tmp_path, monkeypatch):
     assert second.path != first.path
     assert len(made) == 2
     assert len(texts(path)) == 9
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "file"))
+    path = write(tmp_path / "a.jsonl.gz", STORIES)
+    with pytest.raises(OutputError, match="cannot be written"):
+        open_source(path, "text")
 
 
 def test_what_is_unpacked_comes_in_small_pieces(tmp_path):

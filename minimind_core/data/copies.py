@@ -32,7 +32,12 @@ from tqdm import tqdm
 from minimind_core.cache import cache_folder
 from minimind_core.data.records import is_jsonl
 from minimind_core.errors import DataError
-from minimind_core.files import atomic_file, read_json, write_json
+from minimind_core.files import (
+    atomic_file,
+    read_json,
+    write_json,
+    writing,
+)
 
 HUB = "hf:"
 """What the names of data sets of the Hugging Face hub begin with."""
@@ -187,9 +192,11 @@ def _copy(
     path = cache_folder() / "data" / f"{key}{suffix}"
     if _is_whole(path):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes of one training ask for it at the same time.
-    with FileLock(path.with_suffix(".lock")):
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes of one training ask for it at the same time.
+        lock = FileLock(path.with_suffix(".lock")).acquire()
+    with lock:
         if not _is_whole(path):
             _write(name, path, pieces())
     return path
@@ -302,7 +309,8 @@ def _table(file: Path | BinaryIO, name: str) -> Iterator[bytes]:
     except ImportError as error:
         raise _not_installed(name, "pyarrow") from error
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        # Reading ahead keeps every group of rows in memory to the end.
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
         columns = table.schema_arrow.names
         wanted = [column for column in COLUMNS if column in columns]
         if not wanted:
