@@ -178,17 +178,17 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_what_is_unpacked_comes_in_small_pieces(tmp_path):
-    raw = b"\0" * 2**25
-    (tmp_path / "a.zst").write_bytes(zstandard.compress(raw * 8))
-    (tmp_path / "a.gz").write_bytes(gzip.compress(raw))
-    for name, times in (("a.zst", 8), ("a.gz", 1)):
+    raw = b"\0" * 2**26
+    (tmp_path / "a.zst").write_bytes(zstandard.compress(raw))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(raw, 1))
+    for name in ("a.zst", "a.gz"):
         with (tmp_path / name).open("rb") as file:
             sizes = [
                 len(piece)
                 for piece in copies._decompressed(file, name[1:], name)
             ]
-        assert sum(sizes) == times * len(raw)
-        assert max(sizes) <= 2**17 * copies.FRAME_PIECE // 4
+        assert sum(sizes) == len(raw)
+        assert max(sizes) <= 2**25
     assert max(sizes) == copies.PIECE  # of gzip
 
 
@@ -355,6 +355,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do():
         ("hf:o/n:test[:50]", ("o/n", None, "test", 50)),
         ("hf:o/n/sub/a.jsonl", ("o/n", "sub/a.jsonl", "train", None)),
         ("hf:o/n/a.jsonl:dev", ("o/n", "a.jsonl", "dev", None)),
+        ("hf:o\\n:dev", ("o/n", None, "dev", None)),
     ],
 )
 def test_the_name_of_a_data_set(name, expected):

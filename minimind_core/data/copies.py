@@ -55,7 +55,7 @@ COLUMNS = (
 
 PIECE = 2**16
 """Bytes that are read, or that gzip gives, at a time."""
-FRAME_PIECE = 2**12
+FRAME_PIECE = 2**10
 """Bytes that Zstandard gets at a time. It gives all that they hold, which is
 at most 128 KiB for each four of them, so this bounds the memory."""
 ROWS = 256
@@ -392,7 +392,7 @@ def parse_hub(name: str) -> tuple[str, str | None, str, int | None]:
         return str(path.resolve()), None, split, limit
     if path.is_file():
         return str(path.resolve().parent), path.name, split, limit
-    parts = place.split("/")
+    parts = place.replace("\\", "/").split("/")  # Windows' paths have these
     local = place.startswith((".", "/", "~", "\\")) or path.is_absolute()
     if local or len(parts) < 2 or not all(parts):
         raise DataError(

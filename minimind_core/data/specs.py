@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -106,11 +105,10 @@ class DataSpec:
         if self.language is None:
             mark = f"#{self.part}" if self.part else ""
             shares = [f"={weight!r}" for weight in self.weights]
+            shares = shares or [""] * len(self.paths)
             return [
-                f"{path}{mark}{share}"
-                for path, share in itertools.zip_longest(
-                    self.paths, shares, fillvalue=""
-                )
+                f"{path.as_posix() if is_hub(path) else path}{mark}{share}"
+                for path, share in zip(self.paths, shares, strict=True)
             ]
         plain = self.language == LANGUAGES[0]
         return [MICROWORLD if plain else f"{MICROWORLD}:{self.language}"]
