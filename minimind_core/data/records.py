@@ -41,6 +41,8 @@ from minimind_core.errors import DataError
 Document = str
 Messages = list[dict[str, Any]]
 
+MESSAGES = CONVERSATIONS[1]
+"""Another name for ``conversations``, which OpenAI's and trl's data use."""
 KINDS = ("text", "conversations", "preference", "prompt")
 """The kinds of records."""
 LONGEST_LINE = 2**20
