@@ -26,7 +26,7 @@ export WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help env stages book test lint serve repository lock clean \
-    links colab-check colab-image
+    links colab-check colab-image gpu-check
 
 help:
 	@echo "make book    build the book into _build/html"
@@ -37,6 +37,9 @@ help:
 	@echo "make links   ask whether the links to other sites still lead there"
 	@echo "make colab-check"
 	@echo "             run each notebook alone, with the versions of Colab"
+	@echo "make gpu-check PY=python3"
+	@echo "             check and measure what needs an NVIDIA GPU, with"
+	@echo "             a Python that has CUDA"
 	@echo "make repository URL=https://github.com/you/fork"
 	@echo "             say in all files where the repository lives"
 	@echo "make lock    choose new versions for constraints.txt (needs uv)"
@@ -101,6 +104,11 @@ lint: env
 	$(BIN)/mypy
 	$(PY) book/_ext/vendor.py typescript
 	$(BIN)/node _build/vendor/typescript/tsc.js --project jsconfig.json
+
+# On a machine with a GPU, with a Python that has torch and what the package
+# needs. Nothing is installed, and no environment is made.
+gpu-check:
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PY) benchmarks/gpu.py $(GPU)
 
 serve:
 	@test -f _build/html/book/index.html || \

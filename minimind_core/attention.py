@@ -62,10 +62,13 @@ class TorchBuild(NamedTuple):
     varlen : bool
         It has `torch.nn.attention.varlen` in the form of 2.11 and later,
         where causality is a window.
+    varlen_grouped : bool
+        That function takes grouped heads, as it does from 2.12 on.
     """
 
     flash: bool
     varlen: bool
+    varlen_grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,13 +200,17 @@ def torch_build() -> TorchBuild:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch 2.9
-        varlen = False
+        options: set[str] = set()
     else:
-        varlen = "window_size" in inspect.signature(varlen_attn).parameters
+        options = set(inspect.signature(varlen_attn).parameters)
     # Builds for AMD have other kernels, with rules that were not checked.
     flash = torch.backends.cuda.is_flash_attention_available()
     nvidia = torch.version.hip is None
-    return TorchBuild(flash and nvidia, varlen and nvidia)
+    return TorchBuild(
+        flash and nvidia,
+        "window_size" in options and nvidia,
+        "enable_gqa" in options,
+    )
 
 
 def kernel_for(
@@ -245,9 +252,15 @@ def _constant(*arguments: Any) -> Kernel:
     return _look_up(*arguments)
 
 
+def _varlen_grouped() -> bool:
+    """Whether `varlen_attn` takes grouped heads."""
+    return torch_build().varlen_grouped
+
+
 # What torch.compiler.assume_constant_result does, without the seconds that
 # importing the compiler takes.
 setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010
+setattr(_varlen_grouped, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -343,7 +356,7 @@ def _attend_documents(
 
     options: dict[str, Any] = {"window_size": (-1, 0)}  # causal
     if q.size(1) != k.size(1):
-        if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
+        if _varlen_grouped():
             options["enable_gqa"] = True
         else:  # torch 2.11
             k, v = expand(k, q), expand(v, q)

@@ -36,6 +36,7 @@ from minimind_core.files import (
     writing,
 )
 from minimind_core.model import MiniMind
+from minimind_core.sharding import Make, is_sharded, read_tensors
 from minimind_core.tokenizer import FILES as TOKENIZER_FILES
 from minimind_core.tokenizer import save_tokenizer
 
@@ -48,6 +49,7 @@ WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 NATIVE_WEIGHTS = "minimind.pth"
 CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
 RUN_FORMAT = 1
 """The layout of run folders and checkpoints, written into both as
 ``format``. It increases when code for the old layout would misread the
@@ -465,10 +467,35 @@ def check_digests(folder: str | Path) -> None:
         )
 
 
+def begin_shards(run: str | Path, step: int) -> Path:
+    """Make an empty folder for what all processes write of a checkpoint.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+    step : int
+
+    Returns
+    -------
+    Path
+        For `sharding.write_tensors`, and then for `save_checkpoint`. Until
+        then no reader sees it.
+    """
+    folder = Path(run) / CHECKPOINTS
+    # Remove leftovers of processes that were killed here.
+    for part in folder.glob(".shards_*"):
+        shutil.rmtree(part, ignore_errors=True)
+    shards = folder / f".shards_{step:08d}"
+    with writing(shards):
+        shards.mkdir(parents=True)
+    return shards
+
+
 def save_checkpoint(
     run: str | Path,
     step: int,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | Path,
     training: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int = 2,
@@ -481,7 +508,9 @@ def save_checkpoint(
         The run folder.
     step : int
         Optimizer steps done.
-    weights : mapping of str to Tensor
+    weights : mapping of str to Tensor, or Path
+        The folder of `begin_shards`, if all processes have written their
+        parts of the weights and the optimizer's state into it. It is moved.
     training : mapping
         State that torch serialises: optimizer, scaler, random state.
     state : mapping
@@ -502,12 +531,18 @@ def save_checkpoint(
     for part in (out, *folder.glob(".step_*")):
         shutil.rmtree(part, ignore_errors=True)
     with atomic_folder(out) as partial:
-        save_file(dict(weights), partial / WEIGHTS)
+        if isinstance(weights, Path):
+            move(weights, partial / SHARDS)
+        else:
+            save_file(dict(weights), partial / WEIGHTS)
         torch.save(dict(training), partial / "training.pt")
         described = {"format": RUN_FORMAT, "step": step, **state}
         write_json(partial / "state.json", described)
-        files = [WEIGHTS, "training.pt", "state.json"]
-        sums = {name: _digest(partial / name) for name in files}
+        sums = {
+            file.relative_to(partial).as_posix(): _digest(file)
+            for file in sorted(partial.rglob("*"))
+            if file.is_file()
+        }
         write_json(partial / "sha256.json", sums)
     prune_checkpoints(run, keep)
     return out
@@ -537,9 +572,19 @@ def checkpoints(run: str | Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: str | Path,
+    folder: str | Path, make: Make | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """Read a checkpoint, verifying the digest of each file.
+
+    One that many processes wrote is read by any number of them, also by one.
+
+    Parameters
+    ----------
+    folder : path
+    make : callable, optional
+        Where to read the parts of a sharded checkpoint into, by name
+        (``weights.NAME`` and ``optimizer.NUMBER.KEY``), shape and dtype; see
+        `sharding.read_tensors`.
 
     Returns
     -------
@@ -558,7 +603,9 @@ def load_checkpoint(
         sums = read_json(folder / "sha256.json")
     except ConfigError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    missing = {WEIGHTS, "training.pt", "state.json"} - sums.keys()
+    shards = any(name.startswith(f"{SHARDS}/") for name in sums)
+    needed = {"training.pt", "state.json"} | (set() if shards else {WEIGHTS})
+    missing = needed - sums.keys()
     for name, digest in {**sums, **dict.fromkeys(missing)}.items():
         file = folder / name
         if not file.exists() or _digest(file) != digest:
@@ -568,13 +615,24 @@ def load_checkpoint(
             )
     state = read_json(folder / "state.json")
     check_format(state, folder)
-    weights = read_weight_file(folder / WEIGHTS)
     try:
         training = torch.load(
             folder / "training.pt", map_location="cpu", weights_only=True
         )
     except Exception as error:  # as in `read_weight_file`
         raise _damaged(folder / "training.pt", error) from error
+    if not shards:
+        return read_weight_file(folder / WEIGHTS), training, state
+    weights: dict[str, Tensor] = {}
+    tensors = read_tensors(folder / SHARDS, *[make] if make else [])
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "weights":
+            weights[rest] = tensor
+        else:
+            number, _, key = rest.partition(".")
+            kept = training["optimizer"]["state"].setdefault(int(number), {})
+            kept[key] = tensor
     return weights, training, state
 
 
@@ -604,6 +662,7 @@ def last_sound(run: str | Path) -> Path | None:
 def all_finite(values: Any) -> bool:
     """Whether every tensor in nested dictionaries and lists is finite.
 
+    Of a sharded tensor, this process's part is looked at.
     This synchronises with the device only once.
     """
     found: dict[torch.device, list[Tensor]] = {}
@@ -615,6 +674,8 @@ def all_finite(values: Any) -> bool:
         elif isinstance(value, list | tuple):
             waiting.extend(value)
         elif isinstance(value, Tensor) and value.is_floating_point():
+            if is_sharded(value):
+                value = value.to_local()  # type: ignore[attr-defined]
             finite = value.detach().isfinite().all()
             found.setdefault(value.device, []).append(finite)
     return all(bool(torch.stack(flags).all()) for flags in found.values())

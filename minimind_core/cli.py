@@ -29,7 +29,7 @@ from minimind_core.threads import set_wait_policy
 Namespace = argparse.Namespace
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # As in `config`, which is not imported just for a help text.
-PRESET_NAMES = ("tiny", "small", "base")
+PRESET_NAMES = ("tiny", "t4", "small", "base")
 OPTIMIZER_NAMES = ("muon", "adamw")
 
 # Nothing heavy is imported above, so that --help is fast. Each command
@@ -63,6 +63,54 @@ def journey(options: Namespace) -> None:
     say(
         f"\nwrote {options.out}/tokenizer, pretrain, sft, hf, lora, merged",
         f"next: minimind chat {options.out}/merged",
+    )
+
+
+def clean(options: Namespace) -> None:
+    """Remove duplicates and other unwanted records from data files."""
+    from pathlib import Path
+
+    from minimind_core.data import filters
+    from minimind_core.data.cleaning import clean_file, read_texts
+    from minimind_core.files import write_json
+
+    chosen: list[filters.Filter] = []
+    if options.min_words is not None or options.max_words is not None:
+        chosen.append(
+            filters.Length(options.min_words or 1, options.max_words)
+        )
+    if options.language is not None:
+        chosen.append(filters.Languages(*options.language.split(",")))
+    if options.repetition:
+        chosen.append(filters.Repetition())
+    if options.exact_duplicates:
+        chosen.append(filters.ExactDuplicates())
+    if options.near_duplicates is not None:
+        chosen.append(
+            filters.NearDuplicates(
+                options.near_duplicates, options.near_words
+            )
+        )
+    if options.held_out is not None:
+        chosen.append(
+            filters.Contamination(
+                read_texts(options.held_out), n=options.held_out_words,
+                share=options.held_out_share,
+            )
+        )  # fmt: skip
+    if not chosen:
+        raise ConfigError("name a filter, such as --exact-duplicates")
+    report = clean_file(
+        options.data, options.out, chosen, kind=options.kind,
+        on_bad_record=options.on_bad_record, examples=options.examples,
+        progress=True,
+    )  # fmt: skip
+    if options.report is not None:
+        write_json(Path(options.report), report.to_dict())
+    say(
+        str(report),
+        f"wrote {options.out}: {report.kept:,} records",
+        f"next: minimind pretrain --data {options.out} --out runs/clean",
     )
 
 
@@ -127,6 +175,7 @@ def _arguments(options: Namespace, stage: str) -> dict[str, Any]:
 _SETTINGS = (
     "steps", "batch_size", "micro_batch_size", "seq_len", "optimizer", "lr",
     "replay", "save_every", "device", "dtype", "seed", "on_bad_record",
+    "shard",
 )  # fmt: skip
 
 
@@ -327,6 +376,9 @@ def build_parser() -> argparse.ArgumentParser:
     _bad_record(sub)
     _resume(sub)
 
+    sub = command("clean", clean, "in.jsonl --out out.jsonl --language en")
+    _cleaning(sub)
+
     sub = command("tokenizer", tokenizer, "--out runs/tokenizer")
     _data(sub, MICROWORLD)
     sub.add_argument("--chat", nargs="+", metavar="FILE",
@@ -476,6 +528,40 @@ def _seed_number(text: str) -> int:
     return int(text)
 
 
+def _cleaning(parser: Parser) -> None:
+    add = parser.add_argument
+    add("data", nargs="+", metavar="FILE", help="the data files")
+    add("--out", required=True, metavar="FILE",
+        help="the new .jsonl; filters run in the order below")  # fmt: skip
+    add("--min-words", type=_count, metavar="N",
+        help="remove shorter texts; a Chinese character counts")  # fmt: skip
+    add("--max-words", type=_count, metavar="N", help="remove longer texts")
+    add("--language", metavar="CODES",
+        help="remove texts in other languages than these: en,zh")  # fmt: skip
+    add("--repetition", action="store_true",
+        help="remove texts that repeat themselves, by the rules of "
+        "Gopher")  # fmt: skip
+    add("--exact-duplicates", action="store_true",
+        help="remove texts that occurred before")  # fmt: skip
+    add("--near-duplicates", type=float, nargs="?", const=0.8, metavar="X",
+        help="remove texts whose runs of words are shared with an earlier "
+        "one to this extent, from 0.1 to 0.95 (0.8)")  # fmt: skip
+    add("--near-words", type=_count, default=5, metavar="N",
+        help="words in such a run (5)")  # fmt: skip
+    add("--held-out", nargs="+", metavar="FILE",
+        help="remove records that contain parts of these")  # fmt: skip
+    add("--held-out-words", type=_count, default=13, metavar="N",
+        help="words in a part (13)")  # fmt: skip
+    add("--held-out-share", type=float, default=0.0, metavar="X",
+        help="how much of a held-out text may be contained (0)")  # fmt: skip
+    add("--kind", choices=("text", "conversations"),
+        help="of the records (as the first one)")  # fmt: skip
+    add("--examples", type=int, default=3, metavar="N",
+        help="removed records to show of each filter (3)")  # fmt: skip
+    add("--report", metavar="FILE", help="also write the counts as JSON")
+    _bad_record(parser)
+
+
 def _training(
     parser: Parser, preset: str, example: str = "beta2=0.98"
 ) -> None:
@@ -494,6 +580,9 @@ def _training(
     add("--micro-batch-size", type=int, metavar="N",
         help="rows per forward pass")  # fmt: skip
     add("--seq-len", type=int, metavar="N", help="longest row, in tokens")
+    add("--shard", action="store_true", default=None,
+        help="under torchrun, spread weights, gradients and optimizer over "
+        "the processes (FSDP)")  # fmt: skip
     add("--optimizer", metavar="NAME", help=" or ".join(OPTIMIZER_NAMES))
     add("--lr", type=float, metavar="X",
         help="peak learning rate; Muon's keeps its ratio to it")  # fmt: skip
@@ -532,7 +621,8 @@ def _preset(
     # Not argparse's choices: the package's own message says more.
     parser.add_argument(
         "--preset", default=default, metavar="NAME",
-        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default})",
+        help=f"{', '.join(PRESET_NAMES)} ({otherwise or default}); "
+        "`minimind doctor` says what each takes",
     )  # fmt: skip
 
 
@@ -618,7 +708,7 @@ def _run(options: Namespace) -> int:
         return 2
 
     try:
-        options.run_command(options)
+        _recorded(options.run_command)(options)
         sys.stdout.flush()
     except MiniMindError as error:
         return failed(error)
@@ -643,6 +733,18 @@ def _run(options: Namespace) -> int:
             f"`minimind doctor` ({error})"
         )
     return 0
+
+
+def _recorded(command: Callable[..., None]) -> Callable[..., None]:
+    """Tell torchrun why this process ends, if torchrun has started it.
+
+    It ends the other processes and shows the reason of the first that failed.
+    """
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return command
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)
 
 
 def _out_of_memory(error: Exception) -> bool:

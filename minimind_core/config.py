@@ -470,9 +470,28 @@ class TrainConfig(_Settings):
         Number format of the computation; see `precision`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    tf32 : bool
+        Whether float32 products may run in TF32 on a GPU that has it, which
+        is faster and less exact; see `acceleration.float32_products`.
+    compile : bool
+        Compile the model with `torch.compile`; see `acceleration.accelerate`.
+        The first step then takes up to a minute longer. Rows are padded to
+        `seq_len`, so that their shape does not change.
+    activation_checkpointing : bool
+        Compute the activations again in the backward pass instead of keeping
+        them, which takes less memory and more time.
+    loss_chunk : int or None
+        On a GPU, compute the loss over this many positions at a time, so
+        that the logits of a large batch never exist all at once; None takes
+        as many as fit into 2 GiB, see `acceleration.accelerate`.
     threads : int or None
         CPU threads that torch uses. With None the run chooses, and a resumed
         run keeps the number it started with.
+    shard : bool
+        Under torchrun, spread the weights, the gradients and the optimizer's
+        state over the processes (FSDP) instead of giving each a copy of all
+        of them (DDP); see `sharding`. One process alone has nothing to
+        spread.
     """
 
     steps: Count = 900
@@ -501,7 +520,12 @@ class TrainConfig(_Settings):
     replay: Share = 0.0
     dtype: Dtype = "auto"
     device: str = "auto"
+    tf32: bool = False
+    compile: bool = False
+    activation_checkpointing: bool = False
+    loss_chunk: Count | None = None
     threads: Count | None = None
+    shard: bool = False
 
 
 # --- presets ---------------------------------------------------------------
@@ -573,7 +597,7 @@ def _tiny() -> Preset:
 
 
 def _large(name: str, summary: str, model: ModelConfig) -> Preset:
-    """The two presets meant for a GPU share their training settings."""
+    """The presets meant for a GPU share their training settings."""
     pretrain = TrainConfig(
         steps=20_000,
         batch_size=256,
@@ -603,11 +627,37 @@ def _large(name: str, summary: str, model: ModelConfig) -> Preset:
     )
 
 
+def _t4() -> Preset:
+    """The size that one free GPU can train within an hour.
+
+    The settings are those of the larger presets with a quarter of the batch,
+    because a run of 6,000 steps should not be one of 1,500.
+    """
+    large = _large(
+        "t4",
+        "13.2M parameters: meant for an hour of a T4, the free GPU of Colab",
+        ModelConfig(
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+        ),
+    )
+    often = {"batch_size": 64, "save_every": 500}
+    return dataclasses.replace(
+        large,
+        pretrain=large.pretrain.replace(steps=6_000, **often),
+        sft=large.sft.replace(steps=1_000, **often),
+        lora=large.lora.replace(steps=300, **often | {"batch_size": 32}),
+    )
+
+
 #: The presets by name, from the smallest to the largest.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         _tiny(),
+        _t4(),
         _large(
             "small",
             "25.8M parameters: meant for one GPU",
@@ -633,7 +683,7 @@ def get_preset(name: str | Preset) -> Preset:
 
     Parameters
     ----------
-    name : {"tiny", "small", "base"} or Preset
+    name : {"tiny", "t4", "small", "base"} or Preset
         A `Preset` is returned unchanged.
 
     Raises

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minimind_core.attention import (
     Mask,
@@ -385,6 +386,30 @@ class CausalLMOutput(NamedTuple):
     logits: Tensor | None
 
 
+def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Sum the cross-entropy of the positions that have a target.
+
+    Parameters
+    ----------
+    head : nn.Module
+        Maps hidden states to logits.
+    hidden : Tensor, shape (positions, hidden)
+    targets : Tensor of int64, shape (positions,)
+        `IGNORE_INDEX` at positions that are not supervised.
+
+    Returns
+    -------
+    Tensor of float32, shape ()
+        In nats.
+    """
+    return F.cross_entropy(
+        head(hidden).float(),
+        targets,
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+    )
+
+
 class MiniMind(nn.Module):
     """A causal language model.
 
@@ -395,7 +420,17 @@ class MiniMind(nn.Module):
     ----------
     config : ModelConfig
         The weights are initialised from torch's global generator.
+
+    Attributes
+    ----------
+    loss_chunk : int or None
+        Compute the loss over this many positions at a time, so that the
+        logits of a large batch never exist all at once. None takes all
+        positions together. See `acceleration.accelerate`.
     """
+
+    loss_chunk: int | None = None
+    head_loss = staticmethod(head_loss)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -498,13 +533,22 @@ class MiniMind(nn.Module):
             count: Tensor | int = max(kept.numel(), 1)
         else:
             count = supervised.sum().clamp(min=1)
-        summed = F.cross_entropy(
-            self.lm_head(hidden).float(),
-            targets,
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-        )
-        return summed, count
+        size = self.loss_chunk
+        if size is None or size >= len(targets):
+            return self.head_loss(self.lm_head, hidden, targets), count
+        # The logits of a chunk are dropped and, in the backward pass,
+        # computed again. Computing their gradient right here would save
+        # that, but the gradient scaler of float16 has not multiplied the
+        # loss yet, so small gradients would be lost.
+        parts = [
+            checkpoint(
+                self.head_loss, self.lm_head, *chunk, use_reentrant=False
+            )
+            for chunk in zip(
+                hidden.split(size), targets.split(size), strict=True
+            )
+        ]
+        return torch.stack(parts).sum(), count
 
     @torch.no_grad()
     def resize_token_embeddings(self, vocab_size: int) -> None:

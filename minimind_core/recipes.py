@@ -51,20 +51,24 @@ from minimind_core.config import (
     TrainConfig,
     get_preset,
 )
+from minimind_core.cost import foresee
 from minimind_core.data import (
     Data,
     DataSpec,
+    Encoder,
     Mixture,
     Rows,
     RowStream,
+    Source,
     conversation_encoder,
     document_encoder,
+    encode_ahead,
     left_out,
     open_source,
     parse_data,
     tokenizer_texts,
 )
-from minimind_core.distributed import run_once
+from minimind_core.distributed import join_processes, run_once
 from minimind_core.errors import ConfigError, DataError
 from minimind_core.evaluation import (
     held_out_conversations,
@@ -80,7 +84,7 @@ from minimind_core.loading import (
     load_model,
 )
 from minimind_core.model import MiniMind
-from minimind_core.precision import Precision, resolve
+from minimind_core.precision import Precision, detect_device, resolve
 from minimind_core.run import (
     Record,
     Run,
@@ -317,8 +321,20 @@ def _held_out(
     return make()
 
 
-def _announced(start: Start, config: TrainConfig, base: Path) -> str:
-    """Describe automatically chosen settings; empty for a preset's."""
+def _announced(
+    start: Start, config: TrainConfig, base: Path, shape: ModelConfig
+) -> str:
+    """Describe automatically chosen settings, and how long it will take.
+
+    Empty for a preset's settings, and for what takes minutes.
+    """
+    facts = detect_device(config.device)
+    cost = foresee(shape, config, facts.type, facts.name)
+    chosen = _chosen(start, config, base)
+    return "\n".join(filter(None, (chosen, cost)))
+
+
+def _chosen(start: Start, config: TrainConfig, base: Path) -> str:
     if not start.about:
         return ""
     micro = min(config.micro_batch_size or config.batch_size,
@@ -446,7 +462,7 @@ def pretrain(
     ----------
     out : path
         The run folder; must be new, unless `resume` is true.
-    preset : {"tiny", "small", "base"} or Preset, optional
+    preset : {"tiny", "t4", "small", "base"} or Preset, optional
         Shape and settings to start from. By default, those of the base or
         ones that suit it, those of the preset nearest to `model` in size, or
         ``tiny``.
@@ -562,9 +578,12 @@ def pretrain(
         _require_memory(shape)
         torch.manual_seed(plan.seed)
         net = MiniMind(shape)
+    source, encode = _encoded(
+        source, document_encoder(tok), tok, progress=progress
+    )
     rows = Rows(
-        source, document_encoder(tok), seq_len=plan.seq_len,
-        packed=plan.packed, seed=plan.seed,
+        source, encode, seq_len=plan.seq_len, packed=plan.packed,
+        seed=plan.seed,
     )  # fmt: skip
     state = {
         **portable({"data": spec.names()}, folder.path),
@@ -595,9 +614,31 @@ def pretrain(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, Path(base or "")),
+        note=_announced(start, plan, Path(base or ""), net.config),
         write=lambda trained: _write(trained, tok, folder.path, pth),
     )  # fmt: skip
+
+
+def _encoded(
+    source: Source,
+    encode: Encoder,
+    tok: PreTrainedTokenizerFast,
+    *,
+    progress: bool,
+    **options: Any,
+) -> tuple[Source, Encoder]:
+    """Encode large files ahead, in the main process."""
+    key = {"tokenizer": tokenizer_digest(tok), **options}
+    say = print if progress else None
+
+    def ahead() -> tuple[Source, Encoder]:
+        return encode_ahead(source, encode, key=key, say=say)
+
+    processes = join_processes()
+    if processes.world > 1:
+        # The others wait, and then read what the main process has written.
+        processes.once(lambda: len(ahead()))
+    return ahead()
 
 
 def _write(
@@ -692,10 +733,11 @@ def sft(
     source = open_source(spec, "conversations", seed=plan.seed)
     old = _replayed(base, before, plan) if plan.replay else None
     net, tok = load_model(base)
-    rows = Rows(
-        source, conversation_encoder(tok, plan.seq_len),
-        seq_len=plan.seq_len, seed=plan.seed,
+    source, encode = _encoded(
+        source, conversation_encoder(tok, plan.seq_len), tok,
+        progress=progress, seq_len=plan.seq_len,
     )  # fmt: skip
+    rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows
     if old is not None:
         documents = Rows(
@@ -729,7 +771,7 @@ def sft(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, Path(base)),
+        note=_announced(start, plan, Path(base), shape),
         write=lambda trained: _write(trained, tok, folder.path, pth),
     )  # fmt: skip
 
@@ -869,14 +911,17 @@ def train_lora(
     source = open_source(spec, "skill", seed=plan.seed)
     tok = load_tokenizer(base)
     check_tokenizer(tok, shape, str(base))
-    encode = conversation_encoder(tok, plan.seq_len)
+    own_encoder = conversation_encoder(tok, plan.seq_len)
+    source, encode = _encoded(
+        source, own_encoder, tok, progress=progress, seq_len=plan.seq_len
+    )
     rows = Rows(source, encode, seq_len=plan.seq_len, seed=plan.seed)
     stream: RowStream = rows
     if plan.replay:
         language = spec.language or "en"
         world = "microworld" if language == "en" else f"microworld:{language}"
         old = open_source(world, "conversations", seed=plan.seed)
-        kept = Rows(old, encode, seq_len=plan.seq_len, seed=plan.seed)
+        kept = Rows(old, own_encoder, seq_len=plan.seq_len, seed=plan.seed)
         stream = Mixture(stream, kept, plan.replay, plan.seed)
     torch.manual_seed(plan.seed)
     model = add_adapter(base, **adapter)
@@ -908,7 +953,7 @@ def train_lora(
     }
     return _train(
         trainer, folder, tok, metadata, rows=rows,
-        note=_announced(start, plan, base),
+        note=_announced(start, plan, base, shape),
         write=lambda trained: save_adapter(
             trained, tok, base, out, {**metadata, **trainer.metadata()}
         ),
@@ -961,7 +1006,7 @@ def run_journey(
     out : path
         Receives the folders ``tokenizer``, ``pretrain``, ``sft``, ``hf``,
         ``lora`` and ``merged``; it may be moved afterwards.
-    preset : {"tiny", "small", "base"} or Preset
+    preset : {"tiny", "t4", "small", "base"} or Preset
         Shape, and the settings of each stage.
     data
         ``microworld`` or ``microworld:zh``, for data not given below.

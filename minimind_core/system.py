@@ -16,7 +16,11 @@ from pathlib import Path
 from minimind_core.cache import cache_folder
 from minimind_core.calibration import step_timings
 from minimind_core.config import PRESETS
-from minimind_core.cost import passing_memory, training_memory
+from minimind_core.cost import (
+    compare_costs,
+    passing_memory,
+    training_memory,
+)
 from minimind_core.precision import (
     DeviceFacts,
     Precision,
@@ -127,6 +131,8 @@ def doctor(device: str = "auto", dtype: str = "auto") -> Report:
             f"  {name:<6} {preset.model.num_parameters() / 1e6:5.1f}M "
             f"parameters  {needs[name] / GIB:5.1f} GiB  {fits}"
         )
+    lines += ["", "cost       (of all three trainings together, estimated)"]
+    lines += [f"  {line}" for line in compare_costs().splitlines()]
     folder = cache_folder()
     size = _folder_bytes(folder)
     lines += ["", f"cache      {folder} ({size / 1e6:.0f} MB)"]

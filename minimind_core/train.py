@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from minimind_core.acceleration import accelerate, float32_products
 from minimind_core.attention import fit_attention
 from minimind_core.callbacks import Callback
 from minimind_core.checkpoint import (
     LOG_FILE,
     all_finite,
+    begin_shards,
     last_sound,
     load_checkpoint,
     save_checkpoint,
@@ -46,8 +48,9 @@ from minimind_core.data import (
     collate,
     count_labels,
     count_tokens,
-    next_rows,
 )
+from minimind_core.data.packing import pin, send
+from minimind_core.data.prefetch import Batch, BatchLoader
 from minimind_core.distributed import join_processes, local_device
 from minimind_core.errors import (
     CheckpointError,
@@ -63,6 +66,13 @@ from minimind_core.optim import (
 )
 from minimind_core.precision import Precision, detect_device, resolve
 from minimind_core.run import Record, read_log
+from minimind_core.sharding import (
+    Shards,
+    gathered,
+    is_sharded,
+    split_like,
+    write_tensors,
+)
 
 Check = Callable[[nn.Module], Record]
 
@@ -73,7 +83,13 @@ NO_EFFECT = {
 """Settings that a resumed run may change, because they do not affect what
 the steps compute."""
 
-ROUNDING = {"device", "dtype", "threads", "micro_batch_size"}
+AHEAD = 2
+"""Batches that are prepared while a GPU computes."""
+
+ROUNDING = {
+    "device", "dtype", "threads", "micro_batch_size", "tf32", "compile",
+    "activation_checkpointing", "loss_chunk", "shard",
+}  # fmt: skip
 """Settings that a resumed run may change with a warning. They change
 the order or precision of sums, so that the result no longer equals that of an
 uninterrupted run to the bit. The resolved values are compared, not the
@@ -166,6 +182,13 @@ def _call_options(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if hasattr(config, "use_cache") else {}
 
 
+def _part(value: Tensor, parameter: Tensor) -> Tensor:
+    """The part of a read tensor that belongs to a held parameter."""
+    if is_sharded(value) or value.shape != parameter.shape:
+        return value  # or it is a count of steps
+    return split_like(value, parameter)
+
+
 class Trainer:
     """Train a model on a stream of rows.
 
@@ -173,7 +196,8 @@ class Trainer:
     ----------
     model : nn.Module
         Called as ``model(input_ids=, labels=, num_items_in_batch=)``; only
-        parameters with ``requires_grad`` are trained. Trained in place.
+        parameters with ``requires_grad`` are trained. Trained in place;
+        with ``shard``, it has its weights only in checks and after `fit`.
     stream : RowStream or iterable
         `Rows`, `Mixture`, or any iterable of rows or batches; see
         `minimind_core.data.as_stream`.
@@ -209,6 +233,9 @@ class Trainer:
         Tokens read so far, without padding, and supervised tokens so far.
     history : list of dict
         The log.
+    waited : float
+        Seconds of this process's steps that were spent on getting batches:
+        on a CPU preparing them, on a GPU waiting for the thread that does.
     stopped : str
         Why the run was stopped early; empty if it was not.
     skipped_steps : int
@@ -246,19 +273,44 @@ class Trainer:
             torch.manual_seed(config.seed + self.processes.rank)
         self.model = model.to(self.device)
         fit_attention(self.model)
+        faster: dict[str, Any] = {
+            "compile": config.compile,
+            "activation_checkpointing": config.activation_checkpointing,
+            "loss_chunk": config.loss_chunk,
+        }
+        accelerate(self.model, **faster)
         self._options = _call_options(model)
         self.stream = as_stream(stream)
+        # On a CPU a thread would only take time from the computation.
+        self._batches = BatchLoader(
+            self.stream, config.batch_size, self._prepare,
+            ahead=AHEAD if self.device.startswith("cuda") else 0,
+        )  # fmt: skip
+        self._skipped_records = self.stream.skipped
         self.validate, self.sample = validate, sample
         self.out = Path(out) if out is not None else None
         self.identity = dict(state or {})
         self.pad_token_id = pad_token_id
+        self._shards: Shards | None = None
+        if config.shard and self.processes.world > 1:
+            if isinstance(optimizer, Optimizer):
+                raise ConfigError(
+                    "with shard, the optimizer must be given as a function "
+                    "of the model, because it holds the parts and not the "
+                    "whole parameters"
+                )
+            self._shards = Shards(
+                self.model, self.device, self.precision.dtype
+            )
+            accelerate(self._shards.module, **faster)
+        held = self._shards.module if self._shards else model
         if optimizer is None:
             self.optimizer = build_optimizer(
-                model, config, self.precision.dtype
+                held, config, self.precision.dtype
             )
         else:
             if not isinstance(optimizer, Optimizer):
-                optimizer = optimizer(model)
+                optimizer = optimizer(held)
             self.optimizer = optimizer
             self.identity["own_optimizer"] = type(self.optimizer).__name__
         if schedule is not None:
@@ -270,7 +322,7 @@ class Trainer:
         self.scaler = self.precision.scaler()
         self.step = self.tokens = self.supervised_tokens = 0
         self.skipped_steps = self._skipped_in_a_row = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.stopped = ""
         self.history: list[Record] = []
         self._saved_step = -1
@@ -317,7 +369,8 @@ class Trainer:
         try:
             while self.step < last and not self.stopped:
                 started = time.perf_counter()
-                record = self.train_step(module)
+                with float32_products(self.config.tf32):
+                    record = self.train_step(module)
                 self.seconds += time.perf_counter() - started
                 self._finish_step(record)
                 every = self.config.save_every
@@ -326,6 +379,9 @@ class Trainer:
                     self.save()
         finally:
             self.progress.close()
+            self._batches.close()
+        if self._shards:
+            self._shards.fill()
         for callback in self.callbacks:
             callback.on_train_end(self)
         if self.step != self._saved_step:
@@ -364,20 +420,22 @@ class Trainer:
             If the loss or the norm is not finite, before the optimizer
             step; see ``TrainConfig.on_nonfinite``.
         """
-        oldest = getattr(self.stream, "oldest", None)
-        rows = next_rows(self.stream, self.config.batch_size)
-        items = count_labels(rows)
+        started = time.perf_counter()
+        batch = self._batches.next()
+        self.waited += time.perf_counter() - started
+        self._skipped_records = batch.skipped
+        items = batch.labels
         rates = self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        micro_batches = self._micro_batches(rows)
-        for number, micro in enumerate(micro_batches, 1):
-            batch = collate(micro, self.pad_token_id, self.device)
+        for number, micro in enumerate(batch.micro_batches, 1):
             # Processes exchange gradients once a step, not once a pass.
-            sync = number == len(micro_batches)
+            sync = number == len(batch.micro_batches)
             with self._exchange(module, sync), self.precision.autocast():
                 out = module(
-                    **batch, num_items_in_batch=items, **self._options
+                    **send(micro, self.device),
+                    num_items_in_batch=items,
+                    **self._options,
                 )
             with self._exchange(module, sync):
                 # DDP averages over processes; the loss is a sum over them.
@@ -389,11 +447,11 @@ class Trainer:
         # Gradients are clipped at their true size, so they are unscaled
         # first.
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model, self.config.max_grad_norm)
+        norm = gradient_norm(module, self.config.max_grad_norm)
         # This is the only synchronisation with the device in a step: both
         # numbers are transferred together.
         loss, size = torch.stack([total, norm.to(total)]).tolist()
-        finite = self._may_step(loss, size, oldest)
+        finite = self._may_step(loss, size, batch)
         record: Record = {
             "step": self.step + 1,
             "loss": loss if math.isfinite(loss) else None,
@@ -411,7 +469,7 @@ class Trainer:
         # steps without one.
         self.scaler.update()
         self.step += 1
-        self.tokens += count_tokens(rows)
+        self.tokens += batch.tokens
         self.supervised_tokens += items
         return record
 
@@ -427,7 +485,7 @@ class Trainer:
             base = self.optimizer.param_groups[0]["initial_lr"]
         return {"lr": base * scale, **named}
 
-    def _may_step(self, loss: float, norm: float, oldest: Any) -> bool:
+    def _may_step(self, loss: float, norm: float, batch: Batch) -> bool:
         """Whether the optimizer may step; raises if the run must end."""
         if math.isfinite(loss) and math.isfinite(norm):
             self._skipped_in_a_row = 0
@@ -440,7 +498,7 @@ class Trainer:
             value = norm if math.isfinite(loss) else loss
             raise TrainingError(
                 f"step {self.step + 1}: {what} is {value}, so the optimizer "
-                f"was not moved. The batch was {self._place(oldest)}. "
+                f"was not moved. The batch was {self._place(batch)}. "
                 f"{self._advice()}"
             )
         self.skipped_steps += 1
@@ -454,16 +512,16 @@ class Trainer:
                 f"step {self.step + 1}: {self._skipped_in_a_row} steps in a "
                 "row were skipped, because the loss or the gradients were "
                 f"not finite{scale}. The last batch was "
-                f"{self._place(oldest)}. {self._advice()}"
+                f"{self._place(batch)}. {self._advice()}"
             )
         return False
 
-    def _place(self, oldest: Any) -> str:
+    def _place(self, batch: Batch) -> str:
         """Describe which part of the data this step's batch comes from."""
         size = self.config.batch_size
         first = self.step * size
         place = f"rows {first} to {first + size - 1} of the data stream"
-        drawn = getattr(self.stream, "drawn", None)
+        oldest, drawn = batch.oldest, batch.drawn
         if isinstance(oldest, int) and isinstance(drawn, int):
             return (
                 f"{place}, made from records {oldest} to {drawn - 1} in the "
@@ -488,7 +546,8 @@ class Trainer:
     def _require_finite(self) -> None:
         """Raise an error if the last update made any weight non-finite."""
         state = self.optimizer.state_dict()
-        if all_finite((self.learned(), state["state"])):
+        mine = all_finite((self._held(), state["state"]))
+        if not self.processes.any(not mine):
             return
         raise TrainingError(
             f"step {self.step}: its update has made weights, or the "
@@ -502,9 +561,26 @@ class Trainer:
         size = self.config.micro_batch_size or len(mine)
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
+    def _prepare(
+        self, rows: list[Row]
+    ) -> tuple[list[dict[str, Tensor]], int, int]:
+        """Pad this process's rows; count the tokens of all."""
+        # A compiled graph is for one shape.
+        length = self.config.seq_len if self.config.compile else 0
+        batches = [
+            collate(micro, self.pad_token_id, length=length)
+            for micro in self._micro_batches(rows)
+        ]
+        if self.device.startswith("cuda"):
+            batches = [pin(batch) for batch in batches]
+        return batches, count_tokens(rows), count_labels(rows)
+
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:
             return self.model
+        if self._shards:
+            self._shards.release()
+            return self._shards.module.train()
         return DistributedDataParallel(self.model)
 
     @contextlib.contextmanager
@@ -513,6 +589,8 @@ class Trainer:
             with module.no_sync():
                 yield
         else:
+            if self._shards:
+                self._shards.exchange(sync)
             yield
 
     # --- the log ---
@@ -525,7 +603,7 @@ class Trainer:
             "supervised_tokens": self.supervised_tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1),
-            "skipped_records": self.stream.skipped,
+            "skipped_records": self._skipped_records,
         }
         for callback in self.callbacks:
             callback.on_step_end(self, record)
@@ -572,7 +650,10 @@ class Trainer:
             self.model.train()
             return found
 
-        return self.processes.once(run)
+        if self._shards is None:
+            return self.processes.once(run)
+        with self._shards.whole(keep=self.processes.is_main):
+            return self.processes.once(run)
 
     def _agree_on_stopping(self) -> None:
         """Stop all processes if one stops, since the others would hang."""
@@ -589,10 +670,19 @@ class Trainer:
     # --- checkpoints ---
 
     def learned(self) -> dict[str, Tensor]:
-        """Return the trainable parameters by name; tied ones only once."""
+        """Return the trainable parameters by name; tied ones only once.
+
+        If they are sharded, all processes must call this together, and each
+        gets the whole of them.
+        """
+        return {n: gathered(t) for n, t in self._held().items()}
+
+    def _held(self) -> dict[str, Tensor]:
+        """The trainable parameters, or this process's parts of them."""
+        held = self._shards.module if self._shards else self.model
         return {
             name: parameter.detach()
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in held.named_parameters()
             if parameter.requires_grad
         }
 
@@ -603,7 +693,8 @@ class Trainer:
         -------
         dict
             ``device``, ``device_name``, ``dtype``, ``threads``,
-            ``micro_batch_size``, ``processes`` and ``torch``.
+            ``micro_batch_size``, ``compile``, ``tf32``, ``processes``,
+            ``shard`` and ``torch``.
         """
         device = detect_device(self.precision.device)
         return {
@@ -612,7 +703,10 @@ class Trainer:
             "dtype": self.precision.dtype,
             "threads": torch.get_num_threads(),
             "micro_batch_size": self.config.micro_batch_size,
+            "compile": self.config.compile,
+            "tf32": self.config.tf32,
             "processes": self.processes.world,
+            "shard": self._shards is not None,
             "torch": torch.__version__,
         }
 
@@ -655,17 +749,21 @@ class Trainer:
         self._require_finite()
         # Each process has its own dropout.
         random_states = self.processes.gather(self._random_state())
+        optimizer, weights = self.optimizer.state_dict(), None
+        if self._shards:
+            weights = self._write_shards(out, optimizer)
         folder = self.processes.once(lambda: save_checkpoint(
             out,
             self.step,
-            {n: t.cpu().clone() for n, t in self.learned().items()},
+            weights
+            or {n: t.cpu().clone() for n, t in self._held().items()},
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.scaler.state_dict(),
                 "random": random_states,
             },
             {
-                "data": self.stream.state_dict(),
+                "data": self._batches.position(),
                 "tokens": self.tokens,
                 "supervised_tokens": self.supervised_tokens,
                 "seconds": self.seconds,
@@ -684,6 +782,22 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_save(self, folder)
         return folder
+
+    def _write_shards(self, out: Path, optimizer: Record) -> Path:
+        """Write what is sharded, and take it out of the optimizer's state."""
+        partial = self.processes.once(lambda: begin_shards(out, self.step))
+        tensors = {f"weights.{n}": t for n, t in self._held().items()}
+        rest: dict[int, Record] = {}
+        for number, values in optimizer["state"].items():
+            rest[number] = {}
+            for key, value in values.items():
+                if is_sharded(value):
+                    tensors[f"optimizer.{number}.{key}"] = value
+                else:
+                    rest[number][key] = value
+        optimizer["state"] = rest
+        write_tensors(partial, tensors)
+        return partial
 
     def _random_state(self) -> dict[str, Tensor]:
         """State of the random generators that this process uses."""
@@ -742,9 +856,27 @@ class Trainer:
             device, number of threads or of processes.
         """
         folder = Path(folder)
-        weights, training, state = load_checkpoint(folder)
+        own = self._held()
+        order = [
+            p for group in self.optimizer.param_groups
+            for p in group["params"]
+        ]  # fmt: skip
+
+        def make(
+            name: str, shape: tuple[int, ...], dtype: torch.dtype
+        ) -> Tensor:
+            """Read into a part like that of the parameter it belongs to."""
+            part, _, rest = name.partition(".")
+            number = rest.partition(".")[0]
+            owner = own.get(rest) if part == "weights" else (
+                order[int(number)] if int(number) < len(order) else None
+            )  # fmt: skip
+            if owner is None or tuple(owner.shape) != shape:
+                return torch.empty(shape, dtype=dtype)
+            return torch.empty_like(owner, dtype=dtype)
+
+        weights, training, state = load_checkpoint(folder, make)
         self._require_same_run(folder, state)
-        own = self.learned()
         if {n: t.shape for n, t in own.items()} != {
             n: t.shape for n, t in weights.items()
         }:
@@ -754,12 +886,26 @@ class Trainer:
         self._adopt(state["runtime"])
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(_part(weights[name], parameter))
+        for number, values in training["optimizer"]["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    values[key] = _part(value, order[number])
+        for group, saved in zip(
+            self.optimizer.param_groups,
+            training["optimizer"]["param_groups"],
+            strict=False,
+        ):
+            # Whether a fused kernel runs is up to the device, not the run.
+            if "fused" in saved:
+                saved["fused"] = group["fused"]
         self.optimizer.load_state_dict(training["optimizer"])
         # Empty if the run needed no scaler so far; then a new one is used.
         if training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
         self.stream.load_state_dict(state["data"])
+        self._batches.forget()
+        self._skipped_records = self.stream.skipped
         for name in ("step", "tokens", "supervised_tokens", "seconds",
                      "skipped_steps"):  # fmt: skip
             setattr(self, name, state[name])
@@ -798,6 +944,8 @@ class Trainer:
 
     def _adopt(self, runtime: Record) -> None:
         """Adopt the run's dtype and threads, unless others were requested."""
+        # Older checkpoints do not say that they were not sharded.
+        runtime = {"shard": False, **runtime}
         dtype = runtime["dtype"]
         if self.config.dtype == "auto" and dtype != self.precision.dtype:
             with warnings.catch_warnings():
@@ -809,6 +957,11 @@ class Trainer:
                     origin="as recorded by the run",
                 )  # fmt: skip
             self.precision = self.processes.broadcast(precision)
+            if self._shards and self.precision.dtype != self._shards.dtype:
+                raise CheckpointError(
+                    f"the run computed in {dtype}, and the parts were made "
+                    f"for {self._shards.dtype}; resume with --dtype {dtype}"
+                )
             self.scaler = self.precision.scaler()
         same = runtime["processes"] == self.processes.world
         if self.config.threads is None and same:

@@ -357,6 +357,9 @@ def stand_in(request, monkeypatch):
     from torch.nn.attention import varlen
 
     monkeypatch.setattr(varlen, "varlen_attn", request.param)
+    attention.torch_build.cache_clear()
+    yield
+    attention.torch_build.cache_clear()
 
 
 @pytest.mark.parametrize("kv_heads", [2, 6])

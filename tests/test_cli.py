@@ -26,8 +26,8 @@ from minimind_core.microworld import conversation, write_story
 from minimind_core.run import read_log, read_metadata
 
 COMMANDS = (
-    "journey", "tokenizer", "pretrain", "sft", "export", "lora", "merge",
-    "chat", "eval", "import", "doctor",
+    "journey", "clean", "tokenizer", "pretrain", "sft", "export", "lora",
+    "merge", "chat", "eval", "import", "doctor",
 )  # fmt: skip
 SMALL = ["--batch-size", "4", "--steps", "2", "--device", "cpu"]
 
@@ -78,6 +78,8 @@ def test_help_names_what_there_is():
 
 FIXED = {
     "journey": "text chat lora-chat out data preset device dtype seed resume",
+    "clean": "out min-words max-words language repetition exact-duplicates "
+    "near-duplicates held-out report",
     "tokenizer": "out data",
     "pretrain": "steps save-every batch-size micro-batch-size seq-len lr "
     "optimizer tokenizer pth preset out data device dtype seed resume from "
@@ -339,6 +341,9 @@ def test_doctor(capsys, tmp_path, monkeypatch):
         r"threads    \d+: \w+",
         r"  tiny +0\.6M parameters +0\.\d GiB",
         r"  base +63\.9M parameters",
+        r"cost +\(of all three trainings together, estimated\)",
+        r"  size .+ T4 .+ H100",
+        r"  small .+ 8\.5 to 25 h",
         rf"cache      {re.escape(str(cache))} \(0 MB\)",
     ):
         assert re.search(line, said), line

@@ -7,13 +7,17 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from minimind_core import calibration
 from minimind_core.book import colab
+from minimind_core.cache import cache_folder
+from minimind_core.errors import ConfigError
 from minimind_core.precision import DeviceFacts, StepTimings
 
 
@@ -163,6 +167,48 @@ def test_without_an_address_colab_too_fetches_nothing(calls, monkeypatch):
     monkeypatch.delenv("MINIMIND_STAGES")
     colab.set_up()
     assert "MINIMIND_STAGES" not in os.environ
+
+
+@pytest.fixture
+def drive(monkeypatch, tmp_path):
+    """A Google Drive to mount: what is asked of it."""
+    asked = []
+    module = types.ModuleType("google.colab.drive")
+
+    def mount(where):
+        asked.append(where)
+        (Path(where) / "MyDrive").mkdir(parents=True, exist_ok=True)
+
+    module.mount = mount
+    parent = types.ModuleType("google.colab")
+    parent.drive = module
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", parent)
+    monkeypatch.setitem(sys.modules, "google.colab.drive", module)
+    monkeypatch.setenv("MINIMIND_CACHE", "")
+    return asked
+
+
+def test_the_cache_can_be_kept_on_drive(drive, tmp_path, capsys):
+    mount = str(tmp_path / "drive")
+    kept = colab.keep_on_drive("mine", mount)
+    assert drive == [mount]
+    assert kept == tmp_path / "drive" / "MyDrive" / "mine"
+    assert cache_folder() == kept
+    assert str(kept) in capsys.readouterr().out
+
+
+def test_a_drive_that_did_not_appear_is_said(drive, tmp_path):
+    sys.modules["google.colab.drive"].mount = lambda where: None
+    with pytest.raises(ConfigError, match="MyDrive: is not there"):
+        colab.keep_on_drive(mount=str(tmp_path / "drive"))
+    assert os.environ["MINIMIND_CACHE"] == ""
+
+
+def test_elsewhere_there_is_no_drive_to_mount(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(ConfigError, match="set MINIMIND_CACHE to a folder"):
+        colab.keep_on_drive()
 
 
 @pytest.mark.packaging

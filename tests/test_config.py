@@ -18,11 +18,14 @@ from minimind_core.files import read_json
 
 def test_presets_have_the_documented_sizes():
     sizes = {n: p.model.num_parameters() for n, p in PRESETS.items()}
-    assert sizes == {"tiny": 574_208, "small": 25_830_912, "base": 63_912_192}
+    assert sizes == {
+        "tiny": 574_208, "t4": 13_227_648, "small": 25_830_912,
+        "base": 63_912_192,
+    }  # fmt: skip
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ConfigError, match="tiny, small, base"):
+    with pytest.raises(ConfigError, match="tiny, t4, small, base"):
         get_preset("huge")
 
 

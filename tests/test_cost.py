@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_core import cost
 from minimind_core.book import scaling
-from minimind_core.config import ModelConfig, get_preset
+from minimind_core.config import PRESETS, ModelConfig, get_preset
 from minimind_core.errors import ConfigError
 from minimind_core.model import MiniMind
 from minimind_core.optim import build_optimizer
@@ -118,6 +118,124 @@ def test_exchanging_gradients_is_not_divided_by_the_devices():
     assert two[1] < many[1] < 2 * two[1]
 
 
+def test_in_float32_another_peak_counts():
+    card = cost.DEVICES["T4"]
+    one = {"tokens": 1e9, "seq_len": 128, "device": card, "utilization": 0.5}
+    half = cost.estimate(TINY, **one)
+    single = cost.estimate(TINY, **one, dtype="float32")
+    assert single.hours / half.hours == pytest.approx(65 / 8.1)
+
+
+def test_a_range_of_hours_is_the_estimate_at_both_ends():
+    base = get_preset("base")
+    for name, span in cost.hours_by_card("base", base.pretrain).items():
+        card = cost.DEVICES[name]
+        low, high = card.utilization
+        for hours, share in ((span.low, high), (span.high, low)):
+            assert hours == pytest.approx(cost.estimate(
+                base.model, tokens=cost.tokens_of(base.pretrain),
+                seq_len=512, device=card, utilization=share,
+            ).hours)  # fmt: skip
+
+
+def test_the_cost_of_a_preset_is_that_of_all_its_trainings():
+    small = get_preset("small")
+    whole = cost.hours_by_card("small")["T4"]
+    parts = [
+        cost.hours_by_card(small.model, getattr(small, stage))["T4"]
+        for stage in ("pretrain", "sft", "lora")
+    ]
+    assert whole.high == pytest.approx(sum(part.high for part in parts))
+    assert whole.low == pytest.approx(sum(part.low for part in parts))
+    with pytest.raises(ConfigError, match="pass a TrainConfig"):
+        cost.hours_by_card(small.model)
+
+
+def test_the_preset_t4_takes_an_hour_of_a_t4_at_most():
+    span = cost.hours_by_card("t4")["T4"]
+    assert 10 / 60 < span.low < span.high <= 1
+    # About as many tokens as are best for the compute, see chapter 10.
+    preset = get_preset("t4")
+    share = cost.tokens_of(preset.pretrain) / preset.model.num_parameters()
+    assert 10 < share < 20
+    card = cost.DEVICES["T4"]
+    for stage in cost.TRAINED:
+        size = cost.needed(preset.model, getattr(preset, stage))
+        assert size < cost.ROOM * card.memory
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        ((0.001, 0.01), "less than a minute"),
+        ((19 / 60, 56.2 / 60), "19 to 56 minutes"),
+        ((0.7 / 60, 3.7 / 60), "0.7 to 3.7 minutes"),
+        ((8.49, 25.47), "8.5 to 25 hours"),
+        ((819.2, 8194.4), "819 to 8,194 hours"),
+        ((2.0, 10.04), "2 to 10 hours"),
+        ((1 / 60, 1.01 / 60), "1 minute"),
+        ((3.0, 3.0), "3 hours"),
+    ],
+)
+def test_a_range_in_words(span, said):
+    assert str(cost.Span(*span)) == said
+    low, high = span
+    assert cost.Span(*span).middle == pytest.approx(math.sqrt(low * high))
+
+
+def test_a_description_has_tokens_memory_and_each_card():
+    said = cost.describe_cost("small")
+    assert "25.8M parameters, at most 3,310M tokens, 7.7 GB" in said
+    assert "estimated" in said
+    for name, span in cost.hours_by_card("small").items():
+        assert f"  {name:<9} {span}, at " in said
+    assert "too large" not in said
+    rows = get_preset("base").pretrain.replace(micro_batch_size=100)
+    said = cost.describe_cost("base", rows)
+    assert said.count("too large for its memory") == 5  # H100, H200 do
+    assert "at 30% to 10%" in said
+    assert "at 70% to 20%" in cost.describe_cost("base", dtype="float32")
+
+
+def test_presets_side_by_side():
+    lines = cost.compare_costs().splitlines()
+    assert [line.split()[0] for line in lines] == ["size", *PRESETS]
+    assert max(map(len, lines)) <= 78
+    assert str(cost.hours_by_card("base")["T4"]).split()[2] in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("Apple GPU", None),
+    ],
+)
+def test_a_card_is_known_by_the_name_of_its_driver(name, card):
+    found = cost.find_card(name)
+    assert (found and found.name) == card
+    device, called = cost.device_called("cuda", name)
+    assert device.name == (card or "T4")
+    assert ("counted as a T4" in called) == (card is None)
+
+
+def test_a_long_training_is_foreseen_and_a_short_one_is_not():
+    small, tiny = get_preset("small"), get_preset("tiny")
+    said = cost.foresee(small.model, small.pretrain, "cuda", "Tesla T4")
+    span = cost.hours_by_card("small", small.pretrain)["T4"]
+    assert f"an estimated {span} on this T4" in said
+    assert "20,000 steps of up to 131,072 tokens" in said
+    for kind, name in (("cuda", "Tesla T4"), ("cpu", "any")):
+        assert cost.foresee(tiny.model, tiny.pretrain, kind, name) == ""
+    assert cost.foresee(small.model, small.pretrain, "cpu", "any")
+
+
 # --- memory ----------------------------------------------------------------
 
 
@@ -142,7 +260,11 @@ def test_autocast_keeps_less_of_activations_and_a_copy_of_the_weights():
     whole = scaling.kept_for_backward(model, input_ids=ids, labels=ids)
     with torch.autocast("cpu", torch.bfloat16):
         half = scaling.kept_for_backward(model, input_ids=ids, labels=ids)
-    copies = 2 * TINY.num_parameters()
+    copies = cost.copied_memory(TINY)
+    # The norms have none.
+    assert copies / 2 == (
+        TINY.num_parameters() - TINY.parameters_by_part()["norms"]
+    )
     assert 0.75 < (half - copies) / whole < 0.85
 
 
@@ -169,6 +291,10 @@ def test_the_largest_number_of_rows_fits_and_one_more_does_not():
 
     assert needed(rows) <= room < needed(rows + 1)
     assert cost.largest_rows(shape, config, 1e8) == 0
+    # Copies in two bytes leave room for fewer.
+    half = cost.largest_rows(shape, config, room, "auto")
+    assert needed(half) + cost.copied_memory(shape) <= room
+    assert needed(half + 1) + cost.copied_memory(shape) > room
 
 
 # --- this machine ----------------------------------------------------------

@@ -228,7 +228,7 @@ def test_answers_that_never_fit(here, capsys, small_runs):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--preset", "huge"], ("preset 'huge'", "tiny, small, base")),
+        (["--preset", "huge"], ("preset 'huge'", "tiny, t4, small, base")),
         (["--dtype", "float8"], ("dtype must be 'auto'", "not 'float8'")),
         (["--device", "gpu"], ("device 'gpu'", "auto, cpu, cuda")),
         (["--steps", "0"], ("steps must be greater than 0, not 0",)),

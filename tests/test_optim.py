@@ -16,6 +16,7 @@ from minimind_core.optim import (
     learning_rate_scale,
     orthogonalize,
     parameter_groups,
+    same_shape,
     set_learning_rates,
 )
 
@@ -124,6 +125,39 @@ def test_orthogonalized_matrices_have_singular_values_near_one():
         inside = u.T @ found @ v.T
         off = inside - inside.diag().diag()
         assert off.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(5, 24, 40), (5, 40, 24)])
+def test_several_matrices_are_orthogonalized_like_one(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * torch.tensor([1e-3, 1, 9, 1, 0])[
+        :, None, None
+    ]
+    options = (3.4445, -4.775, 2.0315), 5
+    together = orthogonalize(matrices, *options)
+    for one, other in zip(matrices, together, strict=True):
+        torch.testing.assert_close(orthogonalize(one, *options), other)
+
+
+def test_matrices_of_a_shape_are_updated_together_as_on_a_gpu(monkeypatch):
+    from minimind_core import optim
+
+    def moved(together):
+        monkeypatch.setattr(
+            optim, "same_shape", lambda found: same_shape(found, together)
+        )
+        model = make()
+        optimizer = build_optimizer(model, TrainConfig(), "float32")
+        for seed in (1, 2):
+            one_step(model, optimizer, seed)
+        return [p.detach() for p in model.parameters()]
+
+    parameters = parameter_groups(make())["matrices"]
+    assert len(same_shape(parameters)) == 14, "on a CPU, one by one"
+    lists = same_shape(parameters, together=True)
+    assert sorted(map(len, lists)) == [2, 4, 4, 4]
+    for one, other in zip(moved(True), moved(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_without_bfloat16_muon_computes_in_float32():

@@ -417,6 +417,30 @@ def test_conversations_in_memory(tmp_path, small_runs):
     assert (tmp_path / "c" / "adapter_model.safetensors").exists()
 
 
+def test_what_takes_long_says_so_before_it_starts(
+    tmp_path, small_runs, monkeypatch, capsys
+):
+    from minimind_core.precision import DeviceFacts
+
+    asked = []
+
+    def foresee(*given):
+        asked.append(given)
+        return "an estimated 9 hours"
+
+    t4 = DeviceFacts("cuda", "Tesla T4", False, (7, 5))
+    monkeypatch.setattr(recipes, "foresee", foresee)
+    monkeypatch.setattr(recipes, "detect_device", lambda device: t4)
+    shown = {**TALKING, "progress": True}
+    run = sft(small_runs / "pretrain", tmp_path / "a", data=TALKS, **shown)
+    said = capsys.readouterr().out
+    assert said.index("an estimated 9 hours") < said.index("loss")
+    ((shape, config, kind, name),) = asked
+    assert shape == run.model.config
+    assert config.steps == TALKING["steps"]
+    assert (kind, name) == ("cuda", "Tesla T4")
+
+
 def test_resumed_with_other_records(tmp_path, tokenizer):
     out = tmp_path / "out"
     new_model(tokenizer, out, data=TEXTS)

@@ -14,7 +14,14 @@ import torch
 from conftest import DESKTOP, PHONE, ROOT
 
 from minimind_core.book.lab import REGRET_LEVELS, regret_levels
-from minimind_core.config import ModelConfig
+from minimind_core.config import ModelConfig, get_preset
+from minimind_core.cost import (
+    DEVICES,
+    estimate,
+    largest_rows,
+    needed,
+    tokens_of,
+)
 from minimind_core.export import export_hf
 from minimind_core.microworld import NotInLanguage, read_story
 from minimind_core.microworld.truth import Truth
@@ -28,8 +35,9 @@ PLACES = [
     if path.suffix in {".md", ".ipynb"}
     for kind in PLACE.findall(CODE.sub("", path.read_text("utf8")))
 ]
+READY = ("home", "cost")  # begin by themselves
 ASKED = [place for place in PLACES if place[1] != "home"]
-KINDS = {"home", "write", "learn", "look", "talk", "exam", "mask"}
+KINDS = {"home", "write", "learn", "look", "talk", "exam", "mask", "cost"}
 FIRST = dict(reversed([(kind, name) for name, kind in PLACES]))
 
 
@@ -90,7 +98,7 @@ def start(page, kind, by="mouse"):
     """Begin a widget; returns its place, when it is there."""
     place = page.locator(f'.mm-lab[data-lab="{kind}"]').first
     button = place.locator(".lab-start")
-    if kind == "home":
+    if kind in READY:
         place.scroll_into_view_if_needed()
         place.locator(".lab-source").wait_for(timeout=60_000)
         return place
@@ -192,6 +200,8 @@ def test_without_scripts_a_sentence_and_a_picture(kind, theme, site, visit):
         assert shown.endswith("-dark.webp") == (theme == "dark")
         size = image.evaluate("image => image.naturalWidth")
         assert size > 300
+    elif kind == "cost":
+        assert place.locator("table td").count() > 20
     else:
         marks = place.locator(".lab-still [data-level='out']")
         colour = "one => getComputedStyle(one).backgroundColor"
@@ -700,3 +710,150 @@ def test_a_mask_is_compared_with_the_right_one(server, visit):
         compare.click()
         assert word in said.text_content()
         tokens.nth(number).click()
+
+
+# --- the calculator ---------------------------------------------------------
+
+
+@pytest.fixture
+def calculator(site, visit):
+    """The calculator, in a page opened as a file."""
+    page = visit(f"{site.as_uri()}/{FIRST['cost']}")
+    place = start(page, "cost")
+    yield place
+    assert not page.complaints
+
+
+def type_in(place, **values):
+    for label, value in values.items():
+        place.get_by_label(label.replace("_", " "), exact=True).fill(value)
+
+
+def menu(place, name):
+    return place.get_by_role("combobox", name=name, exact=True)
+
+
+def said_of(place):
+    return place.locator(".lab-sum").text_content()
+
+
+def test_the_calculator_answers_as_the_package_does(calculator):
+    place = calculator
+    base = get_preset("base")
+    for card, cards, precision in (
+        ("T4", 1, "half"), ("RTX 4090", 3, "float32"), ("H200", 8, "half"),
+    ):  # fmt: skip
+        menu(place, "Model").select_option("base")
+        menu(place, "Card").select_option(card)
+        menu(place, "Precision").select_option(label=precision)
+        type_in(place, Number_of_cards=str(cards), Price_per_hour="2.5")
+        share = int(place.get_by_label("Utilization").input_value()) / 100
+        found = estimate(
+            base.model, tokens=tokens_of(base.pretrain), seq_len=512,
+            device=DEVICES[card], utilization=share, devices=cards,
+            price_per_hour=2.5,
+            dtype="float32" if precision == "float32" else "auto",
+        )  # fmt: skip
+        price = place.get_by_role("region", name="How much?")
+        about = price.locator(".lab-figure").text_content()
+        assert float(about.removeprefix("About ")) == pytest.approx(
+            found.price, rel=0.005
+        )
+        filled = price.locator(".lab-formula").text_content()
+        hours = float(re.search(r"= ([\d.]+) \u00d7", filled)[1])
+        assert hours == pytest.approx(found.hours, rel=0.005)
+        fits = place.get_by_role("region", name="Does it fit?")
+        dtype = "float32" if precision == "float32" else "auto"
+        size = needed(base.model, base.pretrain, dtype) / 1e9
+        assert f"Yes: {size:.1f} GB" in fits.text_content()
+
+
+def test_a_formula_stands_beside_each_answer(calculator):
+    for name, general in (
+        ("Does it fit?", "bytes = (8 P + 2 M)"),
+        ("How long?", "hours = tokens \u00d7 c / (3600"),
+        ("How much?", "price = hours \u00d7 cards"),
+    ):
+        region = calculator.get_by_role("region", name=name)
+        assert general in region.locator(".lab-formula").first.text_content()
+
+
+def test_what_does_not_fit_is_said_and_how_much_would(calculator):
+    base = get_preset("base")
+    type_in(calculator, Rows_at_a_time="200")
+    assert "does not fit into the T4" in said_of(calculator)
+    most = largest_rows(
+        base.model, base.pretrain, 0.9 * DEVICES["T4"].memory, "auto"
+    )
+    text = calculator.get_by_role("region", name="Does it fit?")
+    assert f"Up to {most} rows at a time fit" in text.text_content()
+    type_in(calculator, Rows_at_a_time=str(most))
+    assert "fits into the T4" in said_of(calculator)
+    type_in(calculator, Rows_at_a_time=str(most + 1))
+    assert "does not fit" in said_of(calculator)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "says"),
+    [
+        ("Tokens, in millions", "", "must be a number"),
+        ("Tokens, in millions", "0", "must be a number above 0"),
+        ("Width", "-768", "must be a whole number above 0"),
+        ("Layers", "1e99", "must be at most 10,000"),
+        ("Vocabulary", "many", "must be a whole number"),
+        ("Width", "770", "must divide into 8 heads"),
+    ],
+)
+def test_a_wrong_number_gives_a_sentence(calculator, label, value, says):
+    field = calculator.get_by_label(label, exact=True)
+    right = field.input_value()
+    field.fill(value)
+    assert says in said_of(calculator)
+    assert field.get_attribute("aria-invalid") == "true"
+    assert not calculator.locator(".lab-costs").is_visible()
+    field.fill(right)
+    assert "fits into the T4" in said_of(calculator)
+    assert field.get_attribute("aria-invalid") == "false"
+
+
+def test_no_number_makes_a_nan(calculator):
+    """Whatever is typed, alone or after something else."""
+    fields = calculator.locator(".lab-field input")
+    for number in range(fields.count()):
+        field = fields.nth(number)
+        right = field.input_value()
+        for value in ("", "0", "-1", "1e9", "1e308", "0.5", "NaN", "\u221e"):
+            field.fill(value)
+            text = calculator.locator(".lab-box").text_content()
+            assert not re.search("NaN|Infinity|undefined", text), value
+        field.fill(right)
+
+
+def test_a_shape_of_your_own(calculator):
+    type_in(calculator, Width="1024")
+    model = menu(calculator, "Model")
+    assert model.input_value() == "my own"
+    inner = calculator.get_by_label("Feed-forward width").input_value()
+    shape = get_preset("base").model.replace(hidden_size=1024)
+    assert int(inner) == shape.ffn_width
+    millions = f"{shape.num_parameters() / 1e6:.0f} million parameters"
+    assert millions in said_of(calculator)
+
+
+def test_the_calculator_needs_no_mouse(calculator):
+    page = calculator.page
+    menu(calculator, "Model").focus()
+    labels = []
+    for _ in range(16):
+        labels.append(page.evaluate(
+            "document.activeElement.closest('label')?.textContent"
+        ))  # fmt: skip
+        page.keyboard.press("Tab")
+    assert all(labels)
+    assert labels[-1].startswith("Utilization")
+    slider = calculator.get_by_label("Utilization")
+    slider.focus()
+    before, url = said_of(calculator), page.url
+    page.keyboard.press("ArrowRight")
+    assert slider.input_value() == "18"
+    assert said_of(calculator) != before and page.url == url

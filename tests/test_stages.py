@@ -1,5 +1,6 @@
 """The cache of trained stages: made once, keyed on what makes them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import minimind_core
 from minimind_core import config
 from minimind_core.book import stages
 from minimind_core.book.stages import STAGES, get_stage
+from minimind_core.callbacks import Callback
 from minimind_core.errors import ConfigError
 from minimind_core.run import is_finished
 
@@ -240,3 +242,78 @@ def test_snapshots_that_an_older_cache_lacks_are_trained_again(
         assert list(found) == list(stages.SNAPSHOTS)
         assert all(file.exists() for file in found.values())
     assert trained == [stage.parent / "tokenizer"]
+
+
+KILLED = """
+import dataclasses, json, os, sys
+from minimind_core import config
+from minimind_core.book import stages
+from minimind_core.callbacks import Callback
+
+stage, short = sys.argv[1], json.loads(sys.argv[2])
+tiny = config.PRESETS["tiny"]
+config.PRESETS["tiny"] = dataclasses.replace(
+    tiny, **{stage: getattr(tiny, stage).replace(**short)})
+
+class Dies(Callback):
+    def on_step_end(self, trainer, record):
+        if trainer.step == 4:
+            os._exit(9)  # as if the machine had disappeared
+
+def dying(run):
+    return lambda *given, **settings: run(
+        *given, **{**settings, "callbacks": [Dies()]})
+
+name = {"lora": "train_lora"}.get(stage, stage)
+setattr(stages, name, dying(getattr(stages, name)))
+stages.SAVE_EVERY = dict.fromkeys(stages.SAVE_EVERY, 2)
+stages.get_stage(stage, progress=False)
+"""
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_a_killed_stage_goes_on_from_its_checkpoint(
+    small_runs, tmp_path, monkeypatch, stage
+):
+    """In a folder that outlives the process, as on a mounted drive."""
+    name = {"lora": "train_lora"}.get(stage, stage)
+    tiny = config.PRESETS["tiny"]
+    short = {"steps": 5, "batch_size": 2, "sample_every": 0, "dtype":
+             "float32", "threads": 1}  # fmt: skip
+    own = replace(tiny, **{stage: getattr(tiny, stage).replace(**short)})
+    monkeypatch.setitem(config.PRESETS, "tiny", own)
+    computed = []
+
+    class Counts(Callback):
+        def on_step_end(self, trainer, record):
+            computed.append(trainer.step)
+
+    real = getattr(stages, name)
+    monkeypatch.setattr(stages, name, lambda *given, **settings: real(
+        *given, **{**settings, "callbacks": [Counts()]}
+    ))  # fmt: skip
+
+    def prepare(cache):
+        """A cache with all that the stage begins with."""
+        monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / cache))
+        folder = stages.find_shelf().stages("microworld-0")
+        for before in STAGES[: STAGES.index(stage)]:
+            shutil.copytree(small_runs / before, folder / before)
+        return folder / stage
+
+    killed = prepare("kept")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, stage, json.dumps(short)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 9, done.stderr
+    assert not is_finished(killed)
+    assert get_stage(stage, progress=False) == killed
+    # Step 4 was lost before it was saved; steps 1 and 2 are not repeated.
+    assert computed == [3, 4, 5]
+    # And the result is that of a run which nobody killed.
+    whole = prepare("whole")
+    assert get_stage(stage, progress=False) == whole
+    assert computed[3:] == [1, 2, 3, 4, 5]
+    file = {"lora": "adapter_model"}.get(stage, "model") + ".safetensors"
+    assert (killed / file).read_bytes() == (whole / file).read_bytes()

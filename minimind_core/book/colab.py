@@ -8,7 +8,11 @@ necessary. On a machine that has everything it only prints the device. Colab's
 own versions of torch, transformers and ipywidgets are kept.
 
 On Colab, whose machines are empty each time, chapters may fetch trained
-models from the published book, if the first cell names its address.
+models from the published book, if the first cell names its address. What is
+trained there is lost with the machine, unless it is kept on Google Drive::
+
+    from minimind_core.book.colab import keep_on_drive
+    keep_on_drive()         # before anything is trained
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import sys
 import textwrap
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from minimind_core.book.published import VARIABLE
+from minimind_core.errors import ConfigError
 from minimind_core.threads import set_wait_policy
 
 # Modules that the chapters import but the package does not depend on, with
@@ -71,6 +77,50 @@ def set_up(book: str = "") -> None:
         "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
     )
     print(textwrap.fill(what_there_is(), 78))
+
+
+def keep_on_drive(
+    folder: str = "minimind", mount: str = "/content/drive"
+) -> Path:
+    """Keep the trained models, and their checkpoints, on Google Drive.
+
+    A training whose machine disappears is then continued from its last
+    checkpoint by the same call, on the next machine: `stages.get_stage`
+    looks into this folder first. The versions of this package and of torch
+    have to be the same, because models of other versions are kept apart.
+
+    Parameters
+    ----------
+    folder : str
+        In the Drive's main folder.
+    mount : str
+        Where the Drive appears on this machine. Colab asks for permission.
+
+    Returns
+    -------
+    Path
+        The folder, which is the cache from now on.
+
+    Raises
+    ------
+    ConfigError
+        If this is not Colab, or the Drive did not appear.
+    """
+    try:
+        from google.colab import drive
+    except ImportError:
+        raise ConfigError(
+            "Google Drive can be mounted on Colab only; elsewhere, set "
+            "MINIMIND_CACHE to a folder that outlives the machine"
+        ) from None
+    drive.mount(mount)
+    home = Path(mount) / "MyDrive"
+    if not home.is_dir():
+        raise ConfigError(f"{home}: is not there, so Drive is not mounted")
+    kept = home / folder
+    os.environ["MINIMIND_CACHE"] = str(kept)
+    print(f"Trained models and their checkpoints are kept in {kept}.")
+    return kept
 
 
 def on_colab() -> bool:

@@ -27,6 +27,8 @@ import torch
 
 from minimind_core.book.curve import loss_curve
 from minimind_core.checkpoint import weights_of
+from minimind_core.config import PRESETS
+from minimind_core.cost import DEVICES, ROOM, UTILIZATION, hours_on, tokens_of
 from minimind_core.errors import CheckpointError, ConfigError
 from minimind_core.evaluation import held_out_documents
 from minimind_core.files import read_json
@@ -54,7 +56,7 @@ SCRIPTS = (
 """The parts of the engine; each imports only from those before it."""
 PAGE_SCRIPTS = (
     "page.js", "write.js", "home.js", "learn.js", "look.js", "talk.js",
-    "exam.js", "mask.js", "start.js",
+    "exam.js", "mask.js", "cost.js", "price.js", "start.js",
 )  # fmt: skip
 """The widgets, in the folder ``page``: they talk to an engine in a worker."""
 GLOBAL = "MiniMindLab"
@@ -273,13 +275,14 @@ def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
     target : path
         The folder for the scripts. ``index.js`` there says what each model
         weighs, what rounding its weights to int8 costs and how far it is
-        from the floor; and from which regret on a token is marked.
+        from the floor; from which regret on a token is marked; and the
+        presets and cards that the calculator offers.
 
     Returns
     -------
     dict of str to str
         HTML that can stand in a page until a widget does: see
-        `story_picture` and `loss_curve`.
+        `story_picture`, `loss_curve` and `cost_picture`.
     """
     from minimind_core.book.stages import get_snapshots, get_stage
 
@@ -320,11 +323,69 @@ def write_lab(source: str | Path, target: str | Path) -> dict[str, str]:
             said = f"After {step} steps"
             pictures["learn"] = story_picture(model, tokenizer, said)
     steps.append("pretrain")
-    index = {"stages": listed, "steps": steps, "levels": REGRET_LEVELS}
+    index = {
+        "stages": listed, "steps": steps, "levels": REGRET_LEVELS,
+        "cost": cost_figures(),
+    }  # fmt: skip
     _write_script(target / "index.js", "index", index)
     curve = loss_curve(read_log(folder), {n: listed[n] for n in steps})
     pictures["home"] = curve + pictures["write"]
+    pictures["cost"] = cost_picture()
     return pictures
+
+
+def cost_figures() -> dict[str, Any]:
+    """Return what the calculator of chapter 10 starts from.
+
+    Returns
+    -------
+    dict
+        ``presets``, each with its shape and the data of its pretraining;
+        ``devices``; ``utilization32``, the shares to expect in float32; and
+        ``room``, the share of a card's memory that may be filled.
+    """
+    presets = {}
+    for name, preset in PRESETS.items():
+        config = preset.pretrain
+        presets[name] = {
+            "shape": preset.model.to_dict(), "tokens": tokens_of(config),
+            "length": config.seq_len, "optimizer": config.optimizer,
+            "rows": config.micro_batch_size or config.batch_size,
+        }  # fmt: skip
+    return {
+        "presets": presets,
+        "devices": {n: card._asdict() for n, card in DEVICES.items()},
+        "utilization32": UTILIZATION["float32"],
+        "room": ROOM,
+    }
+
+
+def cost_picture() -> str:
+    """Return what stands for the calculator where no script runs.
+
+    Returns
+    -------
+    str
+        A ``<figure>``: a table of the larger presets' hours on each card.
+    """
+    larger = {n: preset for n, preset in PRESETS.items() if n != "tiny"}
+    heads = "".join(f'<th scope="col">{name}</th>' for name in larger)
+    rows = [
+        f'<tr><th scope="row">{card.name}</th>'
+        + "".join(
+            f"<td>{hours_on(card, preset, preset.pretrain)}</td>"
+            for preset in larger.values()
+        )
+        + "</tr>"
+        for card in DEVICES.values()
+    ]
+    return (
+        '<figure class="lab-still lab-hours"><table><thead><tr>'
+        f"<td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "<figcaption>The estimated time of pretraining for the larger "
+        "presets, over the range of utilizations that we would expect."
+        "</figcaption></figure>"
+    )
 
 
 def load_weights(file: Path) -> dict[str, Tensor]:

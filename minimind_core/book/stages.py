@@ -36,6 +36,7 @@ import torch
 import minimind_core
 from minimind_core.adapters import merge_lora
 from minimind_core.book import published
+from minimind_core.book.sizes import Size, is_confirmed, require_consent
 from minimind_core.cache import cache_folder
 from minimind_core.callbacks import Callback, Training
 from minimind_core.checkpoint import weights_of
@@ -59,6 +60,9 @@ KEEP = 3
 
 # Libraries that, besides torch, have a part in what a trained model is.
 LIBRARIES = ("transformers", "tokenizers", "peft", "safetensors")
+
+SAVE_EVERY = {"pretrain": 200, "sft": 200, "lora": 50}
+"""Steps between two checkpoints of a stage, from which it goes on."""
 
 SNAPSHOTS = (20, 60, 150, 300, 600)
 """After these steps of pretraining the weights are kept: see
@@ -208,14 +212,19 @@ def get_stage(
     seed: int = 0,
     progress: bool = True,
     train: bool = False,
+    confirm: bool = False,
 ) -> Path:
     """Return the folder of a trained stage, training it if necessary.
+
+    A training that was interrupted, even if its process was killed, goes on
+    from its last checkpoint. On a machine that may disappear, the folder of
+    the cache has to outlive it: see `book.colab.keep_on_drive`.
 
     Parameters
     ----------
     name : {"tokenizer", "pretrain", "sft", "hf", "lora", "merged"}
-    preset : {"tiny", "small", "base"}
-        The model's size. The two larger ones are for a GPU.
+    preset : {"tiny", "t4", "small", "base"}
+        The model's size. The larger ones are for a GPU.
     data : str
         ``microworld`` or ``microworld:zh``.
     seed : int
@@ -225,6 +234,9 @@ def get_stage(
     train : bool
         Fetch nothing from the published book, even if its address is set,
         but train here what was not trained here yet.
+    confirm : bool
+        Agree to a training of more than ten minutes at a larger size; a
+        `Size` whose cost was agreed to does the same.
 
     Returns
     -------
@@ -234,13 +246,14 @@ def get_stage(
     Raises
     ------
     ConfigError
-        For an unknown stage or preset.
+        For an unknown stage or preset; with the cost, if a larger size
+        would be trained for more than ten minutes and nobody agreed to it.
     """
     if name not in STAGES:
         raise ConfigError(
             f"unknown stage {name!r}; expected one of {', '.join(STAGES)}"
         )
-    size = get_preset(preset).name
+    size = Size(preset, confirm or is_confirmed(preset))
     spec = str(parse_data(data))
     shelf = find_shelf(
         size, data=data, seed=seed, train=train, progress=progress
@@ -250,7 +263,8 @@ def get_stage(
     base, key = folder.parent, folder.name
     fresh = not folder.exists()
     before = None
-    for stage in STAGES[: STAGES.index(name) + 1]:
+    wanted = STAGES[: STAGES.index(name) + 1]
+    for stage in wanted:
         # If two processes ask at once, the second waits for the first. Who
         # asks for an earlier stage does not wait for the later ones.
         with locked(base, f"{key}-{stage}"):
@@ -261,11 +275,17 @@ def get_stage(
             if out.exists() or not (
                 may and shelf.fetch(f"{suffix}/{stage}", out, progress)
             ):
+                require_consent(size, _missing(folder, wanted))
                 _make(stage, folder, size, spec, seed, progress)
         before = out
     if fresh:
         _forget_old(base, folder)
     return folder / name
+
+
+def _missing(folder: Path, stages: Iterable[str]) -> list[str]:
+    """Those of the stages that are not complete yet."""
+    return [stage for stage in stages if not is_finished(folder / stage)]
 
 
 def _suffix(size: str, spec: str, seed: int) -> str:
@@ -362,20 +382,20 @@ def _make(
         snapshots = [Snapshots(folder / "steps")] if small else []
         pretrain(
             out, preset=preset, data=data, seed=seed, progress=progress,
-            tokenizer=folder / "tokenizer", resume=True, save_every=200,
-            callbacks=snapshots,
+            tokenizer=folder / "tokenizer", resume=True,
+            save_every=SAVE_EVERY[stage], callbacks=snapshots,
         )  # fmt: skip
     elif stage == "sft":
         sft(
             folder / "pretrain", out, data=data, seed=seed,
-            progress=progress, resume=True, save_every=200,
+            progress=progress, resume=True, save_every=SAVE_EVERY[stage],
         )  # fmt: skip
     elif stage == "hf":
         export_hf(folder / "sft", out)
     elif stage == "lora":
         train_lora(
             folder / "hf", out, data=data, seed=seed, progress=progress,
-            resume=True,
+            resume=True, save_every=SAVE_EVERY[stage],
         )  # fmt: skip
     else:
         merge_lora(folder / "lora", out)

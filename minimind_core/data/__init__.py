@@ -6,9 +6,12 @@
 
 There are three independent steps. A *source* returns records by index
 (`sources`), an *encoder* turns records into token ids and labels
-(`encoding`), and `Rows` arranges those in rows (`packing`).
+(`encoding`), and `Rows` arranges those in rows (`packing`). Large files are
+encoded once, into files of token ids (`ahead`, `shards`).
 """
 
+from minimind_core.data.ahead import encode_ahead
+from minimind_core.data.cleaning import clean, clean_file
 from minimind_core.data.copies import PlainFile, plain_files
 from minimind_core.data.encoding import (
     Encoded,
@@ -66,8 +69,9 @@ __all__ = [
     "Messages",
     "Mixture", "PlainFile", "Row", "RowStream", "Rows", "Slice", "Source",
     "Weighted", "as_stream",
-    "check_record", "collate", "conversation_encoder", "count_labels",
-    "count_tokens", "document_encoder", "is_file_name", "left_out",
+    "check_record", "clean", "clean_file", "collate",
+    "conversation_encoder", "count_labels", "count_tokens",
+    "document_encoder", "encode_ahead", "is_file_name", "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
     "plain_files", "record_kind", "spec_files", "split_name",

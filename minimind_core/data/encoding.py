@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from minimind_core.chat import encode_conversations
 from minimind_core.data.records import Messages
@@ -18,11 +21,15 @@ from minimind_core.tokenizer import encode_documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+Ids: TypeAlias = list[int] | npt.NDArray[np.int32]
+"""Token ids or labels: a list, or an array from a file of tokens."""
+
+
 class Encoded(NamedTuple):
     """A document or conversation as the model sees it."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Ids
+    labels: Ids
 
 
 Encoder = Callable[[list[Any]], list[Encoded | None]]

@@ -12,16 +12,17 @@ A stream returns rows endlessly. `Rows` makes one from a source of records;
 
 from __future__ import annotations
 
-import itertools
+import array
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minimind_core.data.encoding import Encoded, Encoder
+from minimind_core.data.encoding import Encoded, Encoder, Ids
 from minimind_core.data.sources import Source, left_out
 from minimind_core.errors import DataError
 from minimind_core.model import IGNORE_INDEX
@@ -30,9 +31,9 @@ from minimind_core.model import IGNORE_INDEX
 class Row(NamedTuple):
     """One row of a batch, before padding."""
 
-    input_ids: list[int]
-    labels: list[int]
-    document_ids: list[int]
+    input_ids: Ids
+    labels: Ids
+    document_ids: Ids
 
 
 class RowStream(Protocol):
@@ -100,7 +101,7 @@ class Rows:
         self.skipped = bad.count if bad else 0
         self._refused: DataError | None = None
         self.ready: list[Row] = []
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, Sequence[int]] = (-1, [])
 
     @property
     def oldest(self) -> int:
@@ -114,7 +115,7 @@ class Rows:
             return count
         epoch, place = divmod(count, size)
         if self._order[0] != epoch:
-            order = list(range(size))
+            order = array.array("Q", range(size))  # 8 bytes a record
             random.Random(f"{self.seed}:{epoch}").shuffle(order)
             self._order = (epoch, order)
         return self._order[1][place]
@@ -187,13 +188,22 @@ class Rows:
         Rows that are laid out but not yet taken are not stored, because they
         can be rebuilt from their records.
         """
-        return {
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Keep the position of this moment, and compute `state_dict` later.
+
+        A stream that is read ahead is asked for this after each batch, and
+        hardly any of the positions is ever saved.
+        """
+        ready = list(self.ready)
+        numbers = {
             "drawn": self.drawn,
             "skipped": self.skipped,
-            "left": len(self.ready),
+            "left": len(ready),
             "size": self.source.size,
-            "check": _check(self.ready),
         }
+        return lambda: {**numbers, "check": _check(ready)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position.
@@ -227,7 +237,12 @@ class Rows:
 
 def _check(rows: Sequence[Row]) -> int:
     """A checksum that detects changed data."""
-    return zlib.crc32(repr([tuple(row) for row in rows]).encode())
+    lists = [tuple(map(_listed, row)) for row in rows]
+    return zlib.crc32(repr(lists).encode())
+
+
+def _listed(ids: Ids) -> list[int]:
+    return ids if isinstance(ids, list) else ids.tolist()
 
 
 def pack(pieces: Sequence[Encoded], seq_len: int) -> list[Row]:
@@ -245,25 +260,45 @@ def pack(pieces: Sequence[Encoded], seq_len: int) -> list[Row]:
         The first label of each document is ignored: nothing before it in
         the row can predict it.
     """
-    rows: list[Row] = []
+    rows: list[list[Encoded]] = []
+    rooms: list[int] = []
     for piece in pieces:
         size = len(piece.input_ids)
-        row = next(
-            (
-                row
-                for row in rows[-Rows.OPEN_ROWS :]
-                if len(row.input_ids) + size <= seq_len
-            ),
-            None,
-        )
-        if row is None:
-            row = Row([], [], [])
-            rows.append(row)
-        number = row.document_ids[-1] + 1 if row.document_ids else 0
-        row.input_ids.extend(piece.input_ids)
-        row.labels.extend([IGNORE_INDEX, *piece.labels[1:]])
-        row.document_ids.extend([number] * size)
-    return rows
+        first = max(0, len(rows) - Rows.OPEN_ROWS)
+        for number in range(first, len(rows)):
+            if rooms[number] >= size:
+                rows[number].append(piece)
+                rooms[number] -= size
+                break
+        else:
+            rows.append([piece])
+            rooms.append(seq_len - size)
+    return [_row(row) for row in rows]
+
+
+def _row(pieces: Sequence[Encoded]) -> Row:
+    """Put documents one after the other."""
+    sizes = [len(piece.input_ids) for piece in pieces]
+    if all(isinstance(piece.input_ids, list) for piece in pieces):
+        row = Row([], [], [])
+        for number, (piece, size) in enumerate(
+            zip(pieces, sizes, strict=True)
+        ):
+            row.input_ids.extend(piece.input_ids)  # type: ignore[union-attr]
+            row.labels.extend(  # type: ignore[union-attr]
+                [IGNORE_INDEX, *piece.labels[1:]]
+            )
+            row.document_ids.extend(  # type: ignore[union-attr]
+                [number] * size
+            )
+        return row
+    labels = np.concatenate([piece.labels for piece in pieces])
+    labels[np.cumsum([0, *sizes[:-1]])] = IGNORE_INDEX
+    return Row(
+        np.concatenate([piece.input_ids for piece in pieces]),
+        labels,
+        np.repeat(np.arange(len(pieces), dtype=np.int32), sizes),
+    )
 
 
 class Mixture:
@@ -313,11 +348,13 @@ class Mixture:
 
     def state_dict(self) -> dict[str, Any]:
         """The positions of both streams."""
-        return {
-            "count": self.count,
-            "main": self.main.state_dict(),
-            "replay": self.replay.state_dict(),
-        }
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Keep the position of this moment, see `Rows.snapshot`."""
+        count = self.count
+        main, replay = snapshot(self.main), snapshot(self.replay)
+        return lambda: {"count": count, "main": main(), "replay": replay()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue both streams from saved positions."""
@@ -406,11 +443,14 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position: items drawn, and rows left of the last one."""
-        return {
-            "drawn": self.drawn,
-            "left": len(self.ready),
-            "check": _check(self.ready),
-        }
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Keep the position of this moment, see `Rows.snapshot`."""
+        drawn, ready = self.drawn, list(self.ready)
+        return lambda: {
+            "drawn": drawn, "left": len(ready), "check": _check(ready)
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position.
@@ -432,6 +472,23 @@ class Batches:
                 f"item {self.drawn} of the data is not what it was when the "
                 "position was saved: give the same items in the same order"
             )
+
+
+def snapshot(stream: RowStream) -> Callable[[], dict[str, Any]]:
+    """Keep a stream's position, to be asked for later.
+
+    Parameters
+    ----------
+    stream : RowStream
+        If it has no method `snapshot` of its own, as `Rows` has, its
+        `state_dict` is called now.
+    """
+    own = getattr(stream, "snapshot", None)
+    if own is not None:
+        found: Callable[[], dict[str, Any]] = own()
+        return found
+    state = stream.state_dict()
+    return lambda: state
 
 
 def as_stream(data: RowStream | Iterable[Any]) -> RowStream:
@@ -518,9 +575,14 @@ def next_rows(stream: RowStream, count: int) -> list[Row]:
 
 def count_labels(rows: Iterable[Row]) -> int:
     """Count the supervised tokens, at which the loss is computed."""
-    return sum(
-        label != IGNORE_INDEX for row in rows for label in row.labels[1:]
-    )
+    return sum(map(_supervised, rows))
+
+
+def _supervised(row: Row) -> int:
+    labels = row.labels[1:]
+    if isinstance(labels, list):
+        return len(labels) - labels.count(IGNORE_INDEX)
+    return int(np.count_nonzero(labels != IGNORE_INDEX))
 
 
 def count_tokens(rows: Iterable[Row]) -> int:
@@ -532,6 +594,8 @@ def collate(
     rows: Sequence[Row],
     pad_token_id: int,
     device: torch.device | str = "cpu",
+    *,
+    length: int = 0,
 ) -> dict[str, Tensor]:
     """Collate rows into tensors, padded on the right to the longest row.
 
@@ -540,6 +604,8 @@ def collate(
     rows : sequence of Row
     pad_token_id : int
     device
+    length : int
+        Pad to at least this many tokens.
 
     Returns
     -------
@@ -550,35 +616,59 @@ def collate(
         stay on the CPU: a GPU would have to be waited for to tell where the
         documents begin.
     """
-    time = max(len(row.input_ids) for row in rows)
+    time = max(length, *(len(row.input_ids) for row in rows))
     time = -(-time // 8) * 8
 
-    def fill(lists: Iterable[list[int]], value: int) -> Tensor:
-        padded = [one + [value] * (time - len(one)) for one in lists]
-        return torch.tensor(padded)
+    def fill(lists: Iterable[Ids], value: int) -> Tensor:
+        padded = np.full((len(rows), time), value, dtype=np.int64)
+        for line, ids in zip(padded, lists, strict=True):
+            line[: len(ids)] = ids
+        return torch.from_numpy(padded)
 
-    def send(tensor: Tensor) -> Tensor:
-        if torch.device(device).type == "cuda":
+    batch = {
+        "input_ids": fill((row.input_ids for row in rows), pad_token_id),
+        "labels": fill((row.labels for row in rows), IGNORE_INDEX),
+    }
+    if any(row.document_ids[-1] for row in rows):
+        documents = fill((row.document_ids for row in rows), -1)
+        batch["document_ids"] = documents
+        batch["position_ids"] = _positions(documents)
+    return send(batch, device)
+
+
+def _positions(documents: Tensor) -> Tensor:
+    """Number the tokens of each document; 0 for padding."""
+    places = torch.arange(documents.size(1))
+    begins = torch.zeros_like(documents)
+    begins[:, 1:] = (documents[:, 1:] != documents[:, :-1]) * places[1:]
+    positions = places - begins.cummax(1).values
+    return positions.masked_fill(documents < 0, 0)
+
+
+def pin(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move a batch to pinned memory, from which a GPU copies by itself."""
+    return {
+        name: tensor if name == "document_ids" else tensor.pin_memory()
+        for name, tensor in batch.items()
+    }
+
+
+def send(
+    batch: dict[str, Tensor], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Send a batch to a device; ``document_ids`` stay, see `collate`."""
+    cuda = torch.device(device).type == "cuda"
+
+    def move(tensor: Tensor) -> Tensor:
+        if cuda:
             # From pinned memory the copy is asynchronous, and torch keeps
             # that memory alive until it is done. From other memory, an
             # asynchronous copy could happen after the tensor was freed.
-            return tensor.pin_memory().to(device, non_blocking=True)
+            tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
         return tensor.to(device)
 
-    batch = {
-        "input_ids": send(fill((r.input_ids for r in rows), pad_token_id)),
-        "labels": send(fill((r.labels for r in rows), IGNORE_INDEX)),
+    return {
+        name: tensor if name == "document_ids" else move(tensor)
+        for name, tensor in batch.items()
     }
-    if any(row.document_ids[-1] for row in rows):
-        batch["document_ids"] = fill((r.document_ids for r in rows), -1)
-        positions = fill((_positions(r.document_ids) for r in rows), 0)
-        batch["position_ids"] = send(positions)
-    return batch
-
-
-def _positions(document_ids: list[int]) -> list[int]:
-    return [
-        place
-        for _, group in itertools.groupby(document_ids)
-        for place in range(len(list(group)))
-    ]

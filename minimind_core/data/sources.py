@@ -17,12 +17,13 @@ from __future__ import annotations
 import array
 import bisect
 import contextlib
+import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 from minimind_core.data.copies import PlainFile
 from minimind_core.data.records import (
@@ -331,27 +332,68 @@ class InMemory:
         return [self._records[i] for i in indices]
 
 
-class Chosen:
+class Part:
+    """Records of another source, chosen and arranged by their indices.
+
+    A subclass sets `size` and has an ``_index``.
+
+    Parameters
+    ----------
+    source : Source
+    """
+
+    size: int
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.left_out = source, left_out(source)
+
+    def _index(self, index: int) -> int:
+        """The index in `source`."""
+        raise NotImplementedError
+
+    def of(self, source: Source) -> Self:
+        """The same part of another source with the same number of records.
+
+        Raises
+        ------
+        DataError
+            If it has another number.
+        """
+        if source.size != self.source.size:
+            raise DataError(
+                f"{type(source).__name__} has {source.size} records, not "
+                f"{self.source.size}"
+            )
+        found = copy.copy(self)
+        found.source, found.left_out = source, left_out(source)
+        return found
+
+    def place(self, index: int) -> str:
+        """Where a record of the part comes from."""
+        return place_of(self.source, self._index(index))
+
+    def records(self, indices: Sequence[int]) -> list[Any]:
+        """The records at these indices of the part, in this order."""
+        return self.source.records([self._index(i) for i in indices])
+
+
+class Chosen(Part):
     """Some records of a source, in an order of their own.
 
     Parameters
     ----------
     source : Source
-    indices : list of int
+    indices : iterable of int
         The indices in `source`.
     """
 
-    def __init__(self, source: Source, indices: list[int]) -> None:
-        self.source, self.left_out = source, left_out(source)
-        self.indices, self.size = indices, len(indices)
+    def __init__(self, source: Source, indices: Iterable[int]) -> None:
+        super().__init__(source)
+        self.indices = array.array("Q", indices)  # 8 bytes a record
+        self.size = len(self.indices)
 
-    def place(self, index: int) -> str:
-        """Where a record of the part comes from."""
-        return place_of(self.source, self.indices[index])
-
-    def records(self, indices: Sequence[int]) -> list[Any]:
-        """The records at these indices of the part."""
-        return self.source.records([self.indices[i] for i in indices])
+    def _index(self, index: int) -> int:
+        return self.indices[index]
 
 
 class Slice(Chosen):
@@ -376,12 +418,13 @@ class Slice(Chosen):
         if source.size == 1:
             # Too few records to hold any out: validate on training data.
             chosen = {0} if held_out else set()
-        super().__init__(source, [
-            i for i in range(source.size) if (i in chosen) == held_out
-        ])  # fmt: skip
+        super().__init__(
+            source,
+            (i for i in range(source.size) if (i in chosen) == held_out),
+        )
 
 
-class Weighted:
+class Weighted(Part):
     """A finite source in which groups of records have fixed shares.
 
     A group is a run of neighbouring records, such as those of one file. The
@@ -412,7 +455,7 @@ class Weighted:
         self, source: Source, sizes: Sequence[int], weights: Sequence[float]
     ) -> None:
         assert sum(sizes) == source.size and all(sizes)
-        self.source, self.left_out = source, left_out(source)
+        super().__init__(source)
         self.sizes, total = list(sizes), math.fsum(weights)
         shares = [weight / total for weight in weights]
         round_ = max(n / p for n, p in zip(sizes, shares, strict=True))
@@ -437,11 +480,3 @@ class Weighted:
         group = bisect.bisect_right(self._ends, index)
         place = index - (self._ends[group] - self.counts[group])
         return self._before[group] + place % self.sizes[group]
-
-    def place(self, index: int) -> str:
-        """Where a record comes from."""
-        return place_of(self.source, self._index(index))
-
-    def records(self, indices: Sequence[int]) -> list[Any]:
-        """The records at these indices, in this order."""
-        return self.source.records([self._index(i) for i in indices])

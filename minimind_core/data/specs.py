@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minimind_core.data.ahead import open_files
 from minimind_core.data.copies import (
     COMPRESSED,
     READ,
@@ -448,7 +449,7 @@ def _open_files(
     skip: bool,
 ) -> Files:
     """Open files; training and validation share one scan of a large file."""
-    return Files(files, kind, skip=skip)
+    return open_files(files, kind, skip)
 
 
 def tokenizer_texts(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -313,7 +313,7 @@ def _talk(*turns: str) -> list[Message]:
             for role, text in zip(roles, turns, strict=False)]  # fmt: skip
 
 
-def _supervised(labels: Sequence[int]) -> str:
+def _supervised(labels: Iterable[int]) -> str:
     kept = [one for one in labels if one != IGNORE_INDEX]
     return str(small_tokenizer().decode(kept))
 

@@ -24,6 +24,7 @@ import torch
 
 from minimind_core.book import published
 from minimind_core.book.jobs import Job, run_jobs
+from minimind_core.book.sizes import require_consent_to_study
 from minimind_core.book.stages import Shelf, digest, find_shelf, locked
 from minimind_core.errors import ConfigError
 from minimind_core.files import read_json, write_json
@@ -72,8 +73,9 @@ def get_study(
     ----------
     name : str
         One of `studies`.
-    preset : str
-        The model size to use.
+    preset : str or Size
+        The model size to use. A larger one has to be agreed to, see
+        `book.sizes`.
     progress : bool
         Print progress lines while it is computed, or where it came from.
 
@@ -85,7 +87,8 @@ def get_study(
     Raises
     ------
     ConfigError
-        For an unknown study.
+        For an unknown study, and for one that is not there yet at a larger
+        size that nobody agreed to.
     Exception
         What the study raised, with its name in a note.
     """
@@ -93,6 +96,7 @@ def get_study(
     file = _file_of(name, preset, shelf)
     with locked(file.parent, file.stem):
         if not _is_there(name, preset, shelf, progress):
+            require_consent_to_study(name, preset)
             try:
                 result = studies()[name](preset, progress)
             except Exception as error:

@@ -375,7 +375,7 @@ def _stream(
     def encode(texts: list[str]) -> list[Encoded | None]:
         label = encode_like or list
         return [
-            Encoded(one.input_ids, label(one.input_ids))
+            Encoded(one.input_ids, label(list(one.input_ids)))
             for one in plain(texts)
             if one is not None
         ]

@@ -11,11 +11,13 @@ import { learn } from "./learn.js";
 import { look } from "./look.js";
 import { mask } from "./mask.js";
 import { h, index, need, source, sparing } from "./page.js";
+import { price } from "./price.js";
 import { talk } from "./talk.js";
 import { write } from "./write.js";
 
-/** @type {Record<string, {make: (box: HTMLElement) => Promise<unknown>,
- *   stages: () => string[], label: string}>} */
+/** Those that are `ready` need no model, and stand in the page at once.
+ * @type {Record<string, {make: (box: HTMLElement) => Promise<unknown>,
+ *   stages: () => string[], label: string, ready?: boolean}>} */
 const WIDGETS = {
   home: { make: home, label: "Let the model write",
     stages: () => index().steps.slice(-1) },
@@ -28,6 +30,7 @@ const WIDGETS = {
     stages: () => ["pretrain", "lora"] },
   exam: { make: exam, label: "Sit the exam", stages: () => [] },
   mask: { make: mask, label: "Choose the mask", stages: () => ["tokenizer"] },
+  cost: { make: price, label: "", stages: () => [], ready: true },
 };
 
 /**
@@ -49,6 +52,12 @@ function whenSeen(place, call) {
 function mount(place) {
   const widget = WIDGETS[place.dataset.lab ?? ""];
   if (!widget) return;
+  if (widget.ready) {
+    const box = h("div.lab-box");
+    place.append(box);
+    widget.make(box).then(() => place.classList.add("started"));
+    return;
+  }
   const { stages } = index();
   const bytes = widget.stages().reduce((n, one) => n + stages[one].bytes, 0);
   const size = bytes ? ` (${(bytes / 1e6).toFixed(1)} MB)` : "";
