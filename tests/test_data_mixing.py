@@ -1,5 +1,6 @@
 """Sources are mixed in the ratio of their weights, and none is cut short."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,13 +10,20 @@ import pytest
 from minimind_core import cli, evaluation, settings
 from minimind_core.data import (
     InMemory,
+    Rows,
     Weighted,
+    ahead,
+    document_encoder,
+    encode_ahead,
+    next_rows,
     open_source,
     parse_data,
+    specs,
     split_name,
     tokenizer_texts,
 )
 from minimind_core.errors import DataError
+from minimind_core.tokenizer import train_tokenizer
 
 
 def write(path, name, count):
@@ -140,6 +148,36 @@ def test_a_name_with_an_equals_sign_is_a_name(home):
 def test_a_tokenizer_reads_each_record_once(home):
     found = list(tokenizer_texts(["a.jsonl=0.1", "b.jsonl=0.9"]))
     assert len(set(found)) == len(found) == 241 - 241 // 20
+
+
+def test_what_is_encoded_ahead_is_mixed_in_the_same_order(home, monkeypatch):
+    raw = (home / "b.jsonl").read_bytes()
+    (home / "b.jsonl.gz").write_bytes(gzip.compress(raw))
+    data = ["a.jsonl=0.25", "b.jsonl.gz=0.5", "c=0.25"]
+    encode = document_encoder(train_tokenizer(tokenizer_texts(data), 280))
+
+    def rows(*arguments):
+        return Rows(*arguments, seq_len=32, packed=True, seed=3)
+
+    expected = next_rows(rows(open_source(data, "text"), encode), 90)
+    monkeypatch.setattr(ahead, "LARGE", 1)
+    for _ in range(2):  # written, and then found
+        specs._open_files.cache_clear()
+        source = open_source(data, "text")
+        place = next(
+            source.place(i) for i in range(source.size)
+            if source.records([i]) == ["b7"]
+        )  # fmt: skip
+        assert place == "b.jsonl.gz, line 8"
+        encoded = encode_ahead(source, encode, key={"tokenizer": "x"})
+        assert encoded[1] is not encode
+        found = next_rows(rows(*encoded), 90)
+        assert [[list(map(int, part)) for part in row] for row in found] == [
+            [list(part) for part in row] for row in expected
+        ]
+    with pytest.raises(DataError, match="records, not"):
+        source.of(InMemory(["a", "b"]))
+    specs._open_files.cache_clear()
 
 
 def test_what_a_run_records_is_the_mixture(home):
