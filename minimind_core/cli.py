@@ -359,9 +359,9 @@ def build_parser() -> argparse.ArgumentParser:
                   "--out runs/mine")  # fmt: skip
     _data(sub, MICROWORLD)
     sub.add_argument("--text", nargs="+", metavar="FILE",
-                     help="your own documents: .txt or .jsonl")  # fmt: skip
+                     help="your own documents, as --data")  # fmt: skip
     sub.add_argument("--chat", nargs="+", metavar="FILE",
-                     help="your own conversations: .jsonl")  # fmt: skip
+                     help="your own conversations, as --data")  # fmt: skip
     sub.add_argument(
         "--lora-chat", nargs="+", metavar="FILE",
         help="conversations for LoRA; a held-out tenth of --chat if not "
@@ -603,7 +603,9 @@ MICROWORLD = ["microworld"]
 def _data(parser: Parser, default: list[str] | None) -> None:
     parser.add_argument(
         "--data", nargs="+", default=default, metavar="DATA",
-        help="microworld (the default), microworld:zh, or paths",
+        help="microworld (the default), microworld:zh, or paths: .txt, "
+        ".jsonl (also .gz, .zst), .parquet, folders of these, or "
+        "hf:owner/name[:split]; to mix them, PATH=WEIGHT each",
     )  # fmt: skip
 
 

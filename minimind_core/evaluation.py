@@ -14,7 +14,6 @@ be below 1 except by chance.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +45,8 @@ from minimind_core.data import (
     pack,
     parse_data,
     record_kind,
+    spec_files,
+    split_name,
 )
 from minimind_core.errors import ConfigError, DataError
 from minimind_core.generate import (
@@ -856,7 +857,7 @@ def _choose(
 ) -> tuple[_Lazily, str, str]:
     """Choose the records to measure; return their kind and part, too."""
     skip = spec.on_bad_record == "skip"
-    kinds = {record_kind(path, skip=skip) for path in spec.paths}
+    kinds = {record_kind(one.path, skip=skip) for one in spec_files(spec)}
     if isinstance(spec.memory, list):
         kinds = {_kind(record) for record in spec.memory}
         # Of two kinds, the records that hold no conversation are bad.
@@ -921,7 +922,7 @@ def _trained_on(spec: DataSpec, metadata: Mapping[str, Any]) -> bool:
     asked = [path.resolve() for path in spec.paths]
     overlap = None
     for names in training_data(metadata):
-        told = [Path(re.sub(r"#(tenth|rest)$", "", str(n))) for n in names]
+        told = [Path(split_name(name)[0]) for name in names]
         same = [
             any(_same_file(one, path) for path in asked) for one in told
         ]

@@ -137,9 +137,9 @@ def test_slices_share_everything_out():
     assert list(parts[0].indices) == [9, 19, 29, 39]
     assert sorted(parts[0].indices + parts[1].indices) == list(range(45))
     few = [Slice(Numbers(3), held_out=h) for h in (True, False)]
-    assert [p.indices for p in few] == [[2], [0, 1]]
+    assert [list(p.indices) for p in few] == [[2], [0, 1]]
     one = [Slice(Numbers(1), held_out=h) for h in (True, False)]
-    assert [p.indices for p in one] == [[0], [0]]
+    assert [list(p.indices) for p in one] == [[0], [0]]
 
 
 def test_two_stages_share_one_file_and_what_it_holds_out(tmp_path):

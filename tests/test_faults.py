@@ -135,9 +135,11 @@ def test_a_file_that_is_not_there(refuse, words):
     refuse(words, f"{words[2]}: no such file", "--data takes")
 
 
-def test_a_folder_is_no_file(refuse):
-    refuse(["pretrain", "--data", ".", "--out", "out"],
-           ".: a folder; name the files in it")  # fmt: skip
+def test_a_folder_without_data(refuse, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(["pretrain", "--data", tmp_path / "empty", "--out", "out"],
+           "empty: a folder without data files; they end in .txt"
+           )  # fmt: skip
 
 
 def test_an_unknown_language_of_the_microworld(refuse):

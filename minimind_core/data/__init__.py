@@ -12,6 +12,7 @@ encoded once, into files of token ids (`ahead`, `shards`).
 
 from minimind_core.data.ahead import encode_ahead
 from minimind_core.data.cleaning import clean, clean_file
+from minimind_core.data.copies import PlainFile, plain_files
 from minimind_core.data.encoding import (
     Encoded,
     Encoder,
@@ -40,11 +41,13 @@ from minimind_core.data.records import (
 )
 from minimind_core.data.sources import (
     HELD_OUT_EVERY,
+    Chosen,
     Files,
     InMemory,
     LeftOut,
     Slice,
     Source,
+    Weighted,
     left_out,
 )
 from minimind_core.data.specs import (
@@ -55,18 +58,22 @@ from minimind_core.data.specs import (
     open_records,
     open_source,
     parse_data,
+    spec_files,
+    split_name,
     tokenizer_texts,
 )
 
 __all__ = [
-    "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Data", "DataSpec",
+    "HELD_OUT_EVERY", "MICROWORLD", "Batches", "Chosen", "Data", "DataSpec",
     "Document", "Encoded", "Encoder", "Files", "InMemory", "LeftOut",
     "Messages",
-    "Mixture", "Row", "RowStream", "Rows", "Slice", "Source", "as_stream",
+    "Mixture", "PlainFile", "Row", "RowStream", "Rows", "Slice", "Source",
+    "Weighted", "as_stream",
     "check_record", "clean", "clean_file", "collate",
     "conversation_encoder", "count_labels", "count_tokens",
     "document_encoder", "encode_ahead", "is_file_name", "left_out",
     "next_rows",
     "open_records", "open_source", "pack", "parse_data", "parse_record",
-    "record_kind", "tokenizer_texts",
+    "plain_files", "record_kind", "spec_files", "split_name",
+    "tokenizer_texts",
 ]  # fmt: skip

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from minimind_core.cache import cache_folder
+from minimind_core.data.copies import PlainFile
 from minimind_core.data.encoding import Encoder
 from minimind_core.data.shards import Say, Tokenized, read_encoded, tokenize
-from minimind_core.data.sources import Files, LeftOut, Slice, Source
+from minimind_core.data.sources import Files, LeftOut, Part, Source
 from minimind_core.errors import DataError, OutputError
 from minimind_core.files import atomic_folder, read_json, write_json
 
@@ -51,20 +52,21 @@ def _folder(kind: str, paths: Sequence[Path], key: Mapping[str, Any]) -> Path:
     return cache_folder() / kind / f"{paths[0].name}-{digest}"
 
 
-def open_files(paths: Sequence[Path], kind: str, skip: bool) -> Files:
+def open_files(plain: Sequence[PlainFile], kind: str, skip: bool) -> Files:
     """Open files, and remember where the records of large ones are.
 
     Parameters
     ----------
-    paths, kind, skip
+    plain, kind, skip
         See `Files`.
     """
+    paths = [one.path for one in plain]
     if not is_large(paths):
-        return Files(paths, kind, skip=skip)
+        return Files(plain, kind, skip=skip)
     folder = _folder("files", paths, {"kind": kind, "skip": skip})
-    found = _recall(folder, paths, kind, skip)
+    found = _recall(folder, plain, kind, skip)
     if found is None:
-        found = Files(paths, kind, skip=skip)
+        found = Files(plain, kind, skip=skip)
         _remember(found, folder)
     return found
 
@@ -84,13 +86,14 @@ def _remember(files: Files, folder: Path) -> None:
 
 
 def _recall(
-    folder: Path, paths: Sequence[Path], kind: str, skip: bool
+    folder: Path, plain: Sequence[PlainFile], kind: str, skip: bool
 ) -> Files | None:
     if not folder.is_dir():
         return None
     try:
         found = Files.__new__(Files)
-        found.paths, found.kind = tuple(paths), kind
+        found.plain, found.kind = tuple(plain), kind
+        found.paths = tuple(one.path for one in plain)
         for name, code in (("files", "I"), ("starts", "Q"), ("lengths", "Q")):
             values = np.load(folder / f"{name}.npy", allow_pickle=False)
             setattr(found, name, array.array(code, values.tobytes()))
@@ -138,9 +141,9 @@ def encode_ahead(
         If the cache cannot be written.
     """
     files = source
-    slices: list[Slice] = []
-    while isinstance(files, Slice):
-        slices.append(files)
+    parts: list[Part] = []
+    while isinstance(files, Part):
+        parts.append(files)
         files = files.source
     if not isinstance(files, Files) or not is_large(files.paths):
         return source, encode
@@ -160,6 +163,6 @@ def encode_ahead(
             found = Tokenized(folder)
     found.left_out = files.left_out
     encoded: Source = found
-    for one in reversed(slices):
+    for one in reversed(parts):
         encoded = one.of(encoded)
     return encoded, read_encoded

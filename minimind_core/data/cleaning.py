@@ -31,7 +31,12 @@ from minimind_core.data.records import (
     record_kind,
 )
 from minimind_core.data.sources import Source, left_out, place_of
-from minimind_core.data.specs import Data, open_records, parse_data
+from minimind_core.data.specs import (
+    Data,
+    open_records,
+    parse_data,
+    spec_files,
+)
 from minimind_core.errors import DataError, OutputError
 from minimind_core.files import atomic_file, require_new
 
@@ -412,7 +417,7 @@ def _open(
         kind = "text"
         if spec.paths:
             skip = spec.on_bad_record == "skip"
-            kind = record_kind(spec.paths[0], skip=skip)
+            kind = record_kind(spec_files(spec)[0].path, skip=skip)
         elif isinstance(spec.memory, list) and not (
             isinstance(spec.memory[0], Mapping) and "text" in spec.memory[0]
         ):

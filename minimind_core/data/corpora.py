@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimind_core.data.copies import json_line
 from minimind_core.data.records import parse_record
 from minimind_core.errors import DataError, MiniMindError
 from minimind_core.files import atomic_file, require_new
@@ -136,24 +136,15 @@ def save_records(
     count = 0
     with atomic_file(out) as partial:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        with partial.open("wb") as file:
             for record in itertools.islice(records, limit):
-                line = json.dumps(_trimmed(record), ensure_ascii=False)
+                line = json_line(record)
                 count += 1
-                parse_record(line.encode(), kind, f"record {count}")
-                file.write(line + "\n")
+                parse_record(line, kind, f"record {count}")
+                file.write(line)
         if not count:
             raise DataError(f"{out}: there were no records to write")
     return count
-
-
-def _trimmed(value: Any) -> Any:
-    """Remove the empty fields that `datasets` has filled in."""
-    if isinstance(value, Mapping):
-        return {k: _trimmed(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_trimmed(v) for v in value]
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

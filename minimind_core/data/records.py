@@ -3,11 +3,21 @@
     from minimind_core.data import parse_record
     parse_record(b'{"text": "One day ..."}', "text", "stories.jsonl, line 1")
 
-A file is ``.jsonl``, one JSON object a line. The formats are MiniMind's:
-``{"text": ...}`` for documents, and ``{"conversations": [{"role": ...,
-"content": ...}, ...]}`` for dialogues. ``messages``, the name that most
-other data sets use for the same list, is read as well. Other formats
-are refused with an error that says how to convert them.
+A file is ``.jsonl``, one JSON object a line. There are four kinds of records:
+
+========================== ================================================
+``text``                   a document, ``{"text": ...}``
+``conversations``          a dialogue, ``{"conversations": [{"role": ...,
+                           "content": ...}, ...]}``
+``preference``             two answers to a prompt, ``{"chosen": [...],
+                           "rejected": [...]}``, for DPO
+``prompt``                 a dialogue whose last answer is still to be
+                           given, for reinforcement learning
+========================== ================================================
+
+These are the schemas of MiniMind's data. Those of ShareGPT and OpenAI are
+read as well (`schemas`). Other formats are refused with an error that says
+how to convert them.
 """
 
 from __future__ import annotations
@@ -19,14 +29,22 @@ from pathlib import Path
 from typing import Any
 
 from minimind_core.chat import normalise, validate_messages
+from minimind_core.data.schemas import (
+    CONVERSATIONS,
+    conversation_name,
+    to_messages,
+    to_preference,
+    to_prompt,
+)
 from minimind_core.errors import DataError
 
 Document = str
 Messages = list[dict[str, Any]]
 
-MESSAGES = "messages"
+MESSAGES = CONVERSATIONS[1]
 """Another name for ``conversations``, which OpenAI's and trl's data use."""
-
+KINDS = ("text", "conversations", "preference", "prompt")
+"""The kinds of records."""
 LONGEST_LINE = 2**20
 """Longest line of a data file, in bytes. A whole novel has about as many; a
 longer line is more often a file that lost its line breaks, or an archive,
@@ -35,7 +53,12 @@ DEEPEST = 100
 """How deep lists and objects in a conversation may be nested."""
 
 _STAGES = {"text": "pretrain", "conversations": "sft"}
-_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
+_NEEDED = {
+    "text": ("text",), "conversations": ("conversations",),
+    "preference": ("chosen", "rejected"), "prompt": ("conversations",),
+}  # fmt: skip
+"""The names that an error asks for, by kind."""
+
 
 def is_jsonl(path: Path) -> bool:
     """Whether a file name means one JSON record per line."""
@@ -108,7 +131,7 @@ def record_kind(path: Path, *, skip: bool = False) -> str:
             except (ValueError, RecursionError):
                 record = None
             keys = record.keys() if isinstance(record, dict) else set()
-            if {"conversations", MESSAGES} & keys:
+            if set(CONVERSATIONS) & keys:
                 return "conversations"
             if "text" in keys or not skip:
                 break
@@ -123,15 +146,17 @@ def parse_record(raw: bytes, kind: str, where: str) -> Any:
     raw : bytes
         A byte order mark at the beginning, which some editors write, is
         skipped.
-    kind : {"text", "conversations"}
+    kind : {"text", "conversations", "preference", "prompt"}
         ``{"text": "..."}``, or ``{"conversations": [{"role": "user",
-        "content": "..."}, ...]}``, for which ``messages`` is another name.
+        "content": "..."}, ...]}``, for which ``messages`` is another name;
+        for the others see the module.
     where : str
         File and line, for errors.
 
     Returns
     -------
-    str or list of dict
+    str, list of dict or dict
+        See `check_record`.
 
     Raises
     ------
@@ -173,53 +198,104 @@ def check_record(record: Any, kind: str, where: str) -> Any:
     record : str, list of dict or mapping
         A document or a conversation, either bare or as an object with the
         keys of a ``.jsonl`` line.
-    kind : {"text", "conversations"}
+    kind : {"text", "conversations", "preference", "prompt"}
     where : str
         For errors.
 
     Returns
     -------
-    str or list of dict
+    str, list of dict or dict
+        A text; the messages of a conversation or of a prompt; or
+        ``{"chosen": messages, "rejected": messages}``.
 
     Raises
     ------
     DataError
     """
-    if kind not in _STAGES:
+    if kind not in KINDS:
         raise DataError(
-            f"unknown kind {kind!r}; expected {' or '.join(_STAGES)}"
+            f"unknown kind {kind!r}; expected {' or '.join(KINDS)}"
         )
-    value = record
-    if isinstance(record, Mapping):
-        name = kind
-        if kind == "conversations" and kind not in record:
-            name = MESSAGES if MESSAGES in record else kind
-        if name not in record:
-            raise DataError(
-                f"{where}: expected a record with {kind!r}, found "
-                f"{reprlib.repr(sorted(map(str, record)))}"
-                f"{_hint(record, kind)}"
-            )
-        if kind == "conversations" and record.get("tools"):
-            raise DataError(
-                f"{where}: 'tools' beside {name!r} is not read; put it into "
-                'the first message: {"role": "system", "content": "", '
-                '"tools": ...}'
-            )
-        value = record[name]
+    if isinstance(record, Mapping) and not _is_of_kind(record, kind):
+        needed = " and ".join(map(repr, _NEEDED[kind]))
+        raise DataError(
+            f"{where}: expected a record with {needed}, found "
+            f"{reprlib.repr(sorted(map(str, record)))}"
+            f"{_hint(record, kind)}"
+        )
     if kind == "text":
+        value = record["text"] if isinstance(record, Mapping) else record
         if not isinstance(value, str) or not value:
             raise DataError(f"{where}: 'text' must be a non-empty string")
         _check_unicode(value, where)
         return value
-    _check_sharegpt(value, where)
     # First of the record as it is, because what is nested without end could
     # not even be validated; then of the tools, which may be JSON in a string.
-    _check_texts(value, where)
-    validate_messages(value, where)
-    if any(m.get("tools") or m.get("tool_calls") for m in value):
-        _check_texts(normalise(value), where)
-    return value
+    _check_texts(_used(record), where)
+    if kind == "conversations":
+        value = _checked(to_messages(record, where), where)
+        if not any(_says_something(message) for message in value):
+            raise DataError(
+                f"{where}: all answers are empty, as in the prompts of "
+                "MiniMind's RLAIF data, which have nothing to fine-tune on"
+            )
+        return value
+    if kind == "prompt":
+        value = to_prompt(record, where)
+        value = _checked(value, where, answered=False)
+        if value[-1]["role"] not in ("user", "tool"):
+            raise DataError(
+                f"{where}: a prompt must end with a message of the user or "
+                f"of a tool, not of the {value[-1]['role']}"
+            )
+        return value
+    if not isinstance(record, Mapping):
+        raise DataError(
+            f"{where}: expected a record with 'chosen' and 'rejected', found "
+            f"{type(record).__name__}"
+        )
+    pair = to_preference(record, where)
+    for name, value in pair.items():
+        _checked(value, f"{where}, {name}")
+        if value[-1]["role"] != "assistant":
+            raise DataError(
+                f"{where}, {name}: the last message must be the assistant's"
+            )
+    return pair
+
+
+def _is_of_kind(record: Mapping[str, Any], kind: str) -> bool:
+    if kind == "text":
+        return "text" in record
+    if kind == "preference":
+        return {"chosen", "rejected"} <= record.keys()
+    if conversation_name(record) is not None:
+        return True
+    return kind == "prompt" and "prompt" in record
+
+
+def _used(record: Any) -> Any:
+    """The parts of a record that are read; the others may hold anything."""
+    if not isinstance(record, Mapping):
+        return record
+    names = (
+        conversation_name(record), "system", "tools", "prompt", "chosen",
+        "rejected",
+    )  # fmt: skip
+    return [record[name] for name in names if name in record]
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    names = ("content", "reasoning_content", "tool_calls")
+    return message["role"] == "assistant" and any(map(message.get, names))
+
+
+def _checked(messages: Any, where: str, *, answered: bool = True) -> Any:
+    """Validate messages, and return them."""
+    validate_messages(messages, where, answered=answered)
+    if any(m.get("tools") or m.get("tool_calls") for m in messages):
+        _check_texts(normalise(messages), where)
+    return messages
 
 
 def _check_texts(value: Any, where: str) -> None:
@@ -273,13 +349,15 @@ def _hint(record: Mapping[str, Any], kind: str) -> str:
     """Advice on a record of another format."""
     keys = record.keys()
     other = "text" if kind == "conversations" else "conversations"
-    if other in keys or (other == "conversations" and MESSAGES in keys):
-        named = other if other in keys else MESSAGES
+    named = conversation_name(record) if other == "conversations" else other
+    if named in keys and kind in _STAGES:
         return f"; records with {named!r} are for `minimind {_STAGES[other]}`"
     if {"chosen", "rejected"} <= keys:
         return (
-            "; preference pairs are not read. To fine-tune on the better "
-            'answer, write it as {"conversations": [...]}'
+            "; these are preference pairs, which only DPO takes. To "
+            "fine-tune on the better answers, write them as "
+            '{"conversations": [...]}, for example with: '
+            "jq -c '{conversations: .chosen}' old.jsonl > new.jsonl"
         )
     for asked, answered in (
         ("prompt", "completion"),
@@ -294,13 +372,3 @@ def _hint(record: Mapping[str, Any], kind: str) -> str:
                 '{"role": "assistant", "content": ...}]}'
             )
     return ""
-
-
-def _check_sharegpt(value: Any, where: str) -> None:
-    first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, dict) and {"from", "value"} <= first.keys():
-        roles = ", ".join(f"{a} -> {b}" for a, b in _SHAREGPT.items())
-        raise DataError(
-            f"{where}: ShareGPT's format; rename 'from' to 'role' ({roles}) "
-            "and 'value' to 'content'"
-        )

@@ -15,11 +15,17 @@ sources of the microworld are in `minimind_core.microworld.sources`.
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator, Sequence
+import bisect
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
+from minimind_core.data.copies import PlainFile
 from minimind_core.data.records import (
     check_record,
     is_jsonl,
@@ -35,6 +41,15 @@ PIECE = 1000
 """Longest document, in characters, that plain text is cut into."""
 HELD_OUT_EVERY = 20
 """One in this many records of a file is held out for validation."""
+OPEN_FILES = 64
+"""Files that are open at the same time; systems allow some hundreds."""
+
+_EXAMPLES = {
+    "conversations": '{"conversations": [...]}',
+    "preference": '{"chosen": [...], "rejected": [...]}',
+    "prompt": '{"conversations": [...]}',
+}
+
 
 @dataclass
 class LeftOut:
@@ -98,9 +113,10 @@ class Files:
 
     Parameters
     ----------
-    paths : sequence of Path
-        ``.jsonl`` with one record per line, or plain text.
-    kind : {"text", "conversations"}
+    paths : sequence of Path or PlainFile
+        ``.jsonl`` with one record per line, or plain text. Of other formats
+        pass what `copies.plain_files` returns.
+    kind : {"text", "conversations", "preference", "prompt"}
         The required kind of records.
     skip : bool
         Leave out a record, or a line of plain text, that cannot be used.
@@ -118,32 +134,40 @@ class Files:
     """
 
     def __init__(
-        self, paths: Sequence[Path], kind: str, *, skip: bool = False
+        self,
+        paths: Sequence[Path | PlainFile],
+        kind: str,
+        *,
+        skip: bool = False,
     ) -> None:
-        self.paths, self.kind = tuple(paths), kind
+        self.plain = tuple(
+            one if isinstance(one, PlainFile) else PlainFile(one, str(one))
+            for one in paths
+        )
+        self.paths, self.kind = tuple(one.path for one in self.plain), kind
         self.left_out = LeftOut() if skip else None
         self.files = array.array("I")
         self.starts = array.array("Q")
         self.lengths = array.array("Q")
-        for number, path in enumerate(self.paths):
-            pieces = self._lines if is_jsonl(path) else self._pieces
-            if not is_jsonl(path) and kind == "conversations":
+        for number, file in enumerate(self.plain):
+            pieces = self._lines if is_jsonl(file.path) else self._pieces
+            if not is_jsonl(file.path) and kind != "text":
                 raise DataError(
-                    f"{path}: conversations must be .jsonl, with one "
-                    '{"conversations": [...]} per line'
+                    f"{file.name}: {kind} must be .jsonl, with one "
+                    f"{_EXAMPLES[kind]} per line"
                 )
             before, bad = len(self.starts), LeftOut()
-            for start, length in pieces(path, bad):
+            for start, length in pieces(file, bad):
                 self.files.append(number)
                 self.starts.append(start)
                 self.lengths.append(length)
             if len(self.starts) == before:
                 if bad.count:
                     raise DataError(
-                        f"{path}: none of its {bad.count} records can be "
-                        f"used; the first error is: {bad.first[0]}"
+                        f"{file.name}: none of its {bad.count} records can "
+                        f"be used; the first error is: {bad.first[0]}"
                     )
-                raise DataError(f"{path}: empty, no records to train on")
+                raise DataError(f"{file.name}: empty, no records to train on")
         self.size = len(self.starts)
 
     def _bad(self, error: DataError, bad: LeftOut) -> None:
@@ -153,9 +177,11 @@ class Files:
         bad.add(error)
         self.left_out.add(error)
 
-    def _lines(self, path: Path, bad: LeftOut) -> Iterator[tuple[int, int]]:
-        for number, start, size, line in read_lines(path):
-            where = f"{path}, line {number}"
+    def _lines(
+        self, file: PlainFile, bad: LeftOut
+    ) -> Iterator[tuple[int, int]]:
+        for number, start, size, line in read_lines(file.path):
+            where = file.at(number)
             if line is None:
                 self._bad(too_long(where), bad)
             elif line.strip():
@@ -166,12 +192,14 @@ class Files:
                 else:
                     yield start, size
 
-    def _pieces(self, path: Path, bad: LeftOut) -> Iterator[tuple[int, int]]:
+    def _pieces(
+        self, file: PlainFile, bad: LeftOut
+    ) -> Iterator[tuple[int, int]]:
         """Cut plain text at separator lines, else at blank lines."""
         start = size = characters = 0
         written = False
-        for number, begin, length, line in read_lines(path):
-            where = f"{path}, line {number}"
+        for number, begin, length, line in read_lines(file.path):
+            where = file.at(number)
             try:
                 if line is None:
                     raise too_long(where)
@@ -202,30 +230,43 @@ class Files:
 
     def place(self, index: int) -> str:
         """File and line of a record."""
-        path, start = self.paths[self.files[index]], self.starts[index]
+        file, start = self.plain[self.files[index]], self.starts[index]
         number = next(
-            (n for n, begin, _, _ in read_lines(path) if begin >= start), 0
+            (n for n, begin, *_ in read_lines(file.path) if begin >= start), 0
         )
-        return f"{path}, line {number}"
+        return file.at(number)
 
     def records(self, indices: Sequence[int]) -> list[Any]:
         """The records with these indices, in this order."""
-        return [self._record(i) for i in indices]
+        with contextlib.ExitStack() as stack:
+            handles: dict[int, BinaryIO] = {}
+            return [self._record(i, handles, stack) for i in indices]
 
-    def _record(self, index: int) -> Any:
-        path = self.paths[self.files[index]]
+    def _record(
+        self,
+        index: int,
+        handles: dict[int, BinaryIO],
+        stack: contextlib.ExitStack,
+    ) -> Any:
+        number = self.files[index]
+        file = self.plain[number]
         try:
-            with path.open("rb") as file:
-                file.seek(self.starts[index])
-                raw = file.read(self.lengths[index])
-            if is_jsonl(path):
-                return parse_record(raw, self.kind, str(path))
+            if number not in handles:
+                if len(handles) == OPEN_FILES:
+                    stack.close()
+                    handles.clear()
+                handles[number] = stack.enter_context(file.path.open("rb"))
+            handle = handles[number]
+            handle.seek(self.starts[index])
+            raw = handle.read(self.lengths[index])
+            if is_jsonl(file.path):
+                return parse_record(raw, self.kind, file.name)
             return raw.decode("utf-8-sig").strip("\n")
         except (OSError, DataError, UnicodeDecodeError) as error:
             # It could be read when the file was opened.
             raise DataError(
-                f"{path}: changed while it was in use ({error}); restore it, "
-                "and continue with --resume, or start another run"
+                f"{file.name}: changed while it was in use ({error}); "
+                "restore it, and continue with --resume, or start another run"
             ) from None
 
 
@@ -238,7 +279,7 @@ class InMemory:
         A list, or anything else with a length and indices, such as a
         `datasets.Dataset`. Each record is a text or a list of messages, or
         a mapping with the keys of a ``.jsonl`` line.
-    kind : {"text", "conversations"}
+    kind : {"text", "conversations", "preference", "prompt"}
     skip : bool
         Leave out a record that cannot be used.
 
@@ -291,7 +332,71 @@ class InMemory:
         return [self._records[i] for i in indices]
 
 
-class Slice:
+class Part:
+    """Records of another source, chosen and arranged by their indices.
+
+    A subclass sets `size` and has an ``_index``.
+
+    Parameters
+    ----------
+    source : Source
+    """
+
+    size: int
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.left_out = source, left_out(source)
+
+    def _index(self, index: int) -> int:
+        """The index in `source`."""
+        raise NotImplementedError
+
+    def of(self, source: Source) -> Self:
+        """The same part of another source with the same number of records.
+
+        Raises
+        ------
+        DataError
+            If it has another number.
+        """
+        if source.size != self.source.size:
+            raise DataError(
+                f"{type(source).__name__} has {source.size} records, not "
+                f"{self.source.size}"
+            )
+        found = copy.copy(self)
+        found.source, found.left_out = source, left_out(source)
+        return found
+
+    def place(self, index: int) -> str:
+        """Where a record of the part comes from."""
+        return place_of(self.source, self._index(index))
+
+    def records(self, indices: Sequence[int]) -> list[Any]:
+        """The records at these indices of the part, in this order."""
+        return self.source.records([self._index(i) for i in indices])
+
+
+class Chosen(Part):
+    """Some records of a source, in an order of their own.
+
+    Parameters
+    ----------
+    source : Source
+    indices : iterable of int
+        The indices in `source`.
+    """
+
+    def __init__(self, source: Source, indices: Iterable[int]) -> None:
+        super().__init__(source)
+        self.indices = array.array("Q", indices)  # 8 bytes a record
+        self.size = len(self.indices)
+
+    def _index(self, index: int) -> int:
+        return self.indices[index]
+
+
+class Slice(Chosen):
     """The training part of a finite source, or the held-out part.
 
     Parameters
@@ -313,34 +418,65 @@ class Slice:
         if source.size == 1:
             # Too few records to hold any out: validate on training data.
             chosen = {0} if held_out else set()
-        self.source, self.left_out = source, left_out(source)
-        self.indices = array.array(
-            "Q", (i for i in range(source.size) if (i in chosen) == held_out)
-        )  # 8 bytes a record
-        self.size = len(self.indices)
+        super().__init__(
+            source,
+            (i for i in range(source.size) if (i in chosen) == held_out),
+        )
 
-    def of(self, source: Source) -> Slice:
-        """The same part of another source with the same number of records.
 
-        Raises
-        ------
-        DataError
-            If it has another number.
-        """
-        if source.size != self.source.size:
+class Weighted(Part):
+    """A finite source in which groups of records have fixed shares.
+
+    A group is a run of neighbouring records, such as those of one file. The
+    records of every group are repeated so often that each record comes at
+    least once and the groups have the given shares, as `datasets` does with
+    ``interleave_datasets(..., stopping_strategy="all_exhausted")``. Shares
+    are of records and not of tokens.
+
+    Parameters
+    ----------
+    source : Source
+        A finite source.
+    sizes : sequence of int
+        Number of records of each group, in their order in `source`.
+    weights : sequence of float
+        One for each group, none of which is empty. Only their ratios matter.
+
+    Raises
+    ------
+    DataError
+        If the ratios are so far apart that one round would take more than
+        `MOST` records.
+    """
+
+    MOST = 10**8
+
+    def __init__(
+        self, source: Source, sizes: Sequence[int], weights: Sequence[float]
+    ) -> None:
+        assert sum(sizes) == source.size and all(sizes)
+        super().__init__(source)
+        self.sizes, total = list(sizes), math.fsum(weights)
+        shares = [weight / total for weight in weights]
+        round_ = max(n / p for n, p in zip(sizes, shares, strict=True))
+        if round_ > self.MOST:
             raise DataError(
-                f"{type(source).__name__} has {source.size} records, not "
-                f"{self.source.size}"
+                "the weights are too far apart for the numbers of records "
+                f"({', '.join(f'{n:,}' for n in sizes)}): until each record "
+                f"has come once, {round_:.2g} records would be drawn; choose "
+                f"weights for which this is at most {self.MOST:,}"
             )
-        found = Slice.__new__(Slice)
-        found.source, found.left_out = source, left_out(source)
-        found.indices, found.size = self.indices, self.size
-        return found
+        # Nobody needs the exact ratio more than each record once.
+        self.counts = [
+            max(n, round(round_ * p))
+            for n, p in zip(sizes, shares, strict=True)
+        ]
+        self.size = sum(self.counts)
+        self._before = [0, *itertools.accumulate(sizes)]
+        self._ends = list(itertools.accumulate(self.counts))
 
-    def place(self, index: int) -> str:
-        """Where a record of the part comes from."""
-        return place_of(self.source, self.indices[index])
-
-    def records(self, indices: Sequence[int]) -> list[Any]:
-        """The records at these indices of the part."""
-        return self.source.records([self.indices[i] for i in indices])
+    def _index(self, index: int) -> int:
+        """The index in `source`."""
+        group = bisect.bisect_right(self._ends, index)
+        place = index - (self._ends[group] - self.counts[group])
+        return self._before[group] + place % self.sizes[group]
