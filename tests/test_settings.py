@@ -41,7 +41,8 @@ TYPED = {
         "seed": "11", "log_every": "3", "validate_every": "4",
         "sample_every": "5", "save_every": "6", "replay": "0.25",
         "dtype": "float32", "device": "cpu", "threads": "1",
-        "shard": "true",
+        "shard": "true", "tf32": "true", "compile": "true",
+        "activation_checkpointing": "true", "loss_chunk": "64",
     },
 }  # fmt: skip
 FIELDS = [
