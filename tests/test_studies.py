@@ -8,6 +8,7 @@ import pytest
 
 from minimind_core.book import stages, studies
 from minimind_core.book.jobs import Job, run_jobs
+from minimind_core.book.sizes import Size
 from minimind_core.book.stages import STAGES
 from minimind_core.cache import cache_folder
 from minimind_core.errors import ConfigError
@@ -31,7 +32,8 @@ def counted(tmp_path, monkeypatch):
 def test_a_study_is_computed_once_for_each_size(counted):
     assert studies.get_study("twice", progress=False) == ["tiny", 1]
     assert studies.get_study("twice") == ["tiny", 1]
-    assert studies.get_study("twice", preset="small") == ["small", 2]
+    agreed = Size("small", confirmed=True)
+    assert studies.get_study("twice", preset=agreed) == ["small", 2]
     assert counted == [("tiny", False), ("small", True)]
 
 
