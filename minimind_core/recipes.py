@@ -471,9 +471,10 @@ def pretrain(
     config : TrainConfig or mapping, optional
         All settings, or fields that override the preset's settings.
     data
-        ``microworld`` (the default), ``microworld:zh``, paths of ``.txt``
-        and ``.jsonl`` files (``{"text": ...}``), records in memory, or a
-        `Source`; see `data.parse_data`.
+        ``microworld`` (the default), ``microworld:zh``, paths of files or
+        folders of texts (``.txt``, ``.jsonl``, ``.parquet``, compressed or
+        not), ``hf:owner/name``, records in memory, or a `Source`; see
+        `data.parse_data`.
     base : path, optional
         A model's folder, whose weights, shape and tokenizer are used. The
         learning rate schedule starts over, with its warm-up.
@@ -691,9 +692,10 @@ def sft(
     config : TrainConfig or mapping, optional
         All settings, or fields that override the preset's settings.
     data
-        ``microworld`` (the default), ``microworld:zh``, ``.jsonl`` files of
-        ``{"conversations": [{"role": ..., "content": ...}, ...]}``, such
-        records in memory, or a `Source`.
+        ``microworld`` (the default), ``microworld:zh``, files of
+        ``{"conversations": [{"role": ..., "content": ...}, ...]}`` or of
+        another format that `data.parse_data` reads, such records in memory,
+        or a `Source`.
     replay : float, optional
         Share of rows taken from the base's pretraining data, so that it is
         not forgotten; with 0 that data is not needed.
@@ -848,7 +850,7 @@ def train_lora(
         As in `sft`.
     data
         ``microworld`` (its new style, the default), ``microworld:zh``,
-        ``.jsonl`` conversations, records in memory, or a `Source`.
+        conversations as in `sft`, records in memory, or a `Source`.
     rank, alpha, dropout, use_rslora, use_dora
         See `peft.LoraConfig`; by default rank 8, alpha 16 and the others
         off.

@@ -90,6 +90,23 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def small_tiny(monkeypatch, tmp_path):
+    """A preset `tiny` that is much smaller, and an empty cache."""
+    from minimind_core.config import PRESETS, ModelConfig
+
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
+    shape = ModelConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+    )  # fmt: skip
+    preset = PRESETS["tiny"]
+    changed = {"model": shape, "vocab_size": 300}
+    monkeypatch.setitem(
+        PRESETS, "tiny", type(preset)(**{**vars(preset), **changed})
+    )
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimind_core.book.studies import dirt as study
-from minimind_core.config import PRESETS, ModelConfig
 from minimind_core.errors import ConfigError
 from minimind_core.microworld import (
     HELD_OUT_SEED,
@@ -183,17 +182,7 @@ def test_a_score_counts():
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    shape = ModelConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-    )  # fmt: skip
-    preset = PRESETS["tiny"]
-    changed = {"model": shape, "vocab_size": 300}
-    monkeypatch.setitem(
-        PRESETS, "tiny", type(preset)(**{**vars(preset), **changed})
-    )
+def small(monkeypatch, small_tiny):
     for name, value in (
         ("RECORDS", 600), ("HELD_OUT", 5), ("TOKENS", 3000), ("WIDTH", 16),
         ("SEEDS", (0, 1)), ("THRESHOLDS", (0.3, 0.6, 0.9)),

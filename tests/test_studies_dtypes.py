@@ -4,21 +4,10 @@ import pytest
 import torch
 
 from minimind_core.book.studies import dtypes
-from minimind_core.config import PRESETS, ModelConfig
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    shape = ModelConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
-    )  # fmt: skip
-    preset = PRESETS["tiny"]
-    changed = {"model": shape, "vocab_size": 300}
-    monkeypatch.setitem(
-        PRESETS, "tiny", type(preset)(**{**vars(preset), **changed})
-    )
+def small(monkeypatch, small_tiny):
     monkeypatch.setattr(dtypes, "STEPS", 3)
     monkeypatch.setattr(dtypes, "MEASURED", 2)
     monkeypatch.setattr(dtypes, "ROWS", 2)

@@ -3,22 +3,12 @@
 import pytest
 
 from minimind_core.book.studies import scaling
-from minimind_core.config import PRESETS, ModelConfig, get_preset
+from minimind_core.config import get_preset
 from minimind_core.cost import flops_per_token
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path))
-    shape = ModelConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
-    )  # fmt: skip
-    preset = PRESETS["tiny"]
-    changed = {"model": shape, "vocab_size": 300}
-    monkeypatch.setitem(
-        PRESETS, "tiny", type(preset)(**{**vars(preset), **changed})
-    )
+def small(monkeypatch, small_tiny):
     for name, value in (
         ("WIDTHS", (0.5, 1.0)), ("STEPS", 12), ("AT", (2, 12)),
         ("BATCH", 4), ("HELD_OUT", 5),
