@@ -248,7 +248,8 @@ EXHIBITS = (
         noticed=Notice.ODD,
         cost="The same learning rate moves the model further the larger the "
         "rank is. So ranks cannot be compared at one learning rate, and the "
-        "search for a good one starts again with each rank.",
+        "search for a good one starts again with each rank. With "
+        "random entries the growth is smaller, about the square root.",
         fix="Scale the change by alpha / rank.",
         measure=measure_alpha,
         test="tests/test_exhibits_adapters.py::"

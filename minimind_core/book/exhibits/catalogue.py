@@ -30,7 +30,7 @@ class Kind(Enum):
 
     WRONG = (
         "a wrong result",
-        "The result is wrong, but looks right.",
+        "What the program computes or writes is not what was asked for.",
     )
     TRAINING = (
         "lost training",

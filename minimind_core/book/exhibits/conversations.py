@@ -404,7 +404,8 @@ EXHIBITS = (
         noticed=Notice.NOTHING,
         cost="The first token of every answer is never supervised, and one "
         "token after its end is. The training loss looks better than with "
-        "the right mask.",
+        "the right mask. It ended when another error canceled it; both were "
+        "corrected in January 2026.",
         fix="Give each token its own label, and shift once, in the loss.",
         measure=measure_late,
         test="tests/test_exhibits_conversations.py::"

@@ -43,8 +43,8 @@ def cut_and_pad(
     Returns
     -------
     Encoded
-        It ends with an end token even if the text was truncated. Every label
-        that equals the padding *id* is ignored.
+        It ends with an end token even if the text was truncated. Where an
+        id is that of padding, the label is ignored, even inside the text.
     """
     ids = [BOS_ID, *text_ids[: max_length - 2], EOS_ID]
     ids += [PAD_ID] * (max_length - len(ids))

@@ -30,7 +30,9 @@ def mix(
     *,
     always: bool,
 ) -> Tensor:
-    """Send each token to its best experts, and sum their weighted outputs.
+    """Sum the weighted outputs of the experts that are best for each token.
+
+    All experts run on all tokens here, which is simple but not fast.
 
     Parameters
     ----------

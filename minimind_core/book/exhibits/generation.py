@@ -72,12 +72,13 @@ def measure_zero() -> Measured:
         sampled = "a token"
     except RuntimeError as error:
         sampled = type(error).__name__
-    bug = broken.argmax(-1).item()
-    fix = next_token_probs(logits, temperature=0).argmax(-1).item()
+    bug = int(broken.argmax(-1).item())
+    fix = int(next_token_probs(logits, temperature=0).argmax(-1).item())
     return Measured(
         "What temperature 0 chooses from the logits 1, 3, -2 and 0.5.",
-        f"{sampled} if sampled, otherwise token number {bug + 1}",
-        f"token number {fix + 1}",
+        f"{sampled} if sampled, otherwise the token with the logit "
+        f"{logits[0, bug]:.0f}",
+        f"the token with the logit {logits[0, fix]:.0f}",
         sampled == "RuntimeError" and bug == 0 and fix == 1,
     )  # fmt: skip
 

@@ -478,7 +478,7 @@ def measure_pairs() -> Measured:
 EXHIBITS = (
     Exhibit(
         key="export-without-end",
-        title="A package whose answers never end",
+        title="An exported model whose answers never end",
         commit="d65ef2c",
         date="2026-08-21",
         place="scripts/convert_model.py:43-61",
@@ -499,7 +499,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="code-in-the-package",
-        title="A package that only its own code can read",
+        title="An exported model that only its own code can read",
         commit="8be4269",
         date="2024-08-28",
         place="export_model.py:14-44",
@@ -519,7 +519,7 @@ EXHIBITS = (
     ),
     Exhibit(
         key="neighbouring-pairs",
-        title="Rotary pairs in an order that no loader expects",
+        title="Rotary pairs in another order than the loader's",
         commit="8be4269",
         date="2024-08-28",
         place="model/model.py:44-48",
@@ -530,8 +530,11 @@ EXHIBITS = (
         kind=Kind.WRONG,
         noticed=Notice.NOTHING,
         cost="The names and shapes of the weights are those that a loader "
-        "expects, so nothing is reported, but the answers are wrong.",
-        fix="Pair the halves of a head, as Qwen3 and Llama do.",
+        "expects, so nothing is reported, but the answers are wrong. The "
+        "order is that of Meta's own code for Llama, and the loader is that "
+        "of transformers.",
+        fix="Pair the halves of a head, as transformers does for Qwen3 and "
+        "Llama.",
         measure=measure_pairs,
         test="tests/test_exhibits_packages.py::"
         "test_pairs_laid_out_differently_are_wrong_and_silent",

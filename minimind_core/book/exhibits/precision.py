@@ -384,7 +384,9 @@ EXHIBITS = (
         kind=Kind.LUCK,
         noticed=Notice.NOTHING,
         cost="By itself it did no harm: autocast always ran in float16, "
-        "which needs a scaler, and this condition always switched one on.",
+        "which needs a scaler, and this condition always switched one on. "
+        "The next one, `args.dtype in ['float16', 'bfloat16']`, left it off "
+        "for float32, which still ran in float16.",
         fix="Enable the scaler for float16 alone.",
         measure=measure_condition,
         test="tests/test_exhibits_precision.py::"
@@ -406,7 +408,9 @@ EXHIBITS = (
         kind=Kind.TRAINING,
         noticed=Notice.ODD,
         cost="Without a scaler, small gradients become zero in float16, and "
-        "more of them do the larger the batch is.",
+        "more of them do the larger the batch is. Until October 2025 the "
+        "condition named bfloat16 as well, which then ran in float16, too; "
+        "float32 was left out from the beginning.",
         fix="Switch autocast off if the user asks for float32.",
         measure=measure_float32,
         test="tests/test_exhibits_precision.py::"
