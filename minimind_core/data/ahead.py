@@ -12,19 +12,17 @@ order, with the same ids.
 
 from __future__ import annotations
 
-import array
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minimind_core.cache import cache_folder
 from minimind_core.data.copies import PlainFile
 from minimind_core.data.encoding import Encoder
-from minimind_core.data.shards import Say, Tokenized, read_encoded, tokenize
+from minimind_core.data.parallel import tokenize_files
+from minimind_core.data.shards import Say, Tokenized, read_encoded
 from minimind_core.data.sources import Files, LeftOut, Part, Source
 from minimind_core.errors import DataError, OutputError
 from minimind_core.files import atomic_folder, read_json, write_json
@@ -75,8 +73,7 @@ def _remember(files: Files, folder: Path) -> None:
     bad = files.left_out
     try:
         with atomic_folder(folder) as partial:
-            for name in ("files", "starts", "lengths"):
-                np.save(partial / f"{name}.npy", getattr(files, name))
+            files.save_positions(partial)
             write_json(partial / "left_out.json", {
                 "count": bad.count if bad else 0,
                 "first": bad.first if bad else [],
@@ -91,19 +88,13 @@ def _recall(
     if not folder.is_dir():
         return None
     try:
-        found = Files.__new__(Files)
-        found.plain, found.kind = tuple(plain), kind
-        found.paths = tuple(one.path for one in plain)
-        for name, code in (("files", "I"), ("starts", "Q"), ("lengths", "Q")):
-            values = np.load(folder / f"{name}.npy", allow_pickle=False)
-            setattr(found, name, array.array(code, values.tobytes()))
         kept = read_json(folder / "left_out.json")
-        left_out = LeftOut(int(kept["count"]), list(kept["first"]))
+        bad = LeftOut(int(kept["count"]), list(kept["first"]))
+        return Files.from_positions(
+            folder, plain, kind, bad if skip else None
+        )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # damaged: the files are read again
-    found.left_out = left_out if skip else None
-    found.size = len(found.starts)
-    return found
 
 
 def encode_ahead(
@@ -155,7 +146,7 @@ def encode_ahead(
         found = Tokenized(folder)
     else:
         try:
-            found = tokenize(files, encode, folder, say=say)
+            found = tokenize_files(files, encode, folder, say=say)
         except OutputError:
             if not folder.is_dir():
                 raise

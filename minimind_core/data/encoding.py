@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,14 +37,44 @@ Encoder = Callable[[list[Any]], list[Encoded | None]]
 """Records to token ids; None for a record without supervised tokens."""
 
 
-def document_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """Return an encoder of documents, in which every token is supervised."""
+@dataclass(frozen=True)
+class DocumentEncoder:
+    """Encodes documents; see `document_encoder`."""
 
-    def encode(texts: list[str]) -> list[Encoded | None]:
-        rows = encode_documents(tokenizer, texts)
+    tokenizer: PreTrainedTokenizerFast
+
+    def __call__(self, texts: list[str]) -> list[Encoded | None]:
+        """Encode documents."""
+        rows = encode_documents(self.tokenizer, texts)
         return [Encoded(ids, ids) for ids in rows]
 
-    return encode
+
+@dataclass(frozen=True)
+class ConversationEncoder:
+    """Encodes conversations; see `conversation_encoder`."""
+
+    tokenizer: PreTrainedTokenizerFast
+    seq_len: int
+    skip: bool = False
+
+    def __call__(self, batch: list[Messages]) -> list[Encoded | None]:
+        """Encode conversations."""
+        try:
+            found = encode_conversations(
+                self.tokenizer, batch, max_length=self.seq_len
+            )
+        except DataError:
+            if not self.skip:
+                raise
+            if len(batch) == 1:
+                return [None]
+            return [one for record in batch for one in self([record])]
+        return [one and Encoded(one.input_ids, one.labels) for one in found]
+
+
+def document_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """Return an encoder of documents, in which every token is supervised."""
+    return DocumentEncoder(tokenizer)
 
 
 def conversation_encoder(
@@ -63,16 +94,4 @@ def conversation_encoder(
         None, instead of an error, for a conversation that the tokenizer's
         chat template refuses.
     """
-
-    def encode(batch: list[Messages]) -> list[Encoded | None]:
-        try:
-            found = encode_conversations(tokenizer, batch, max_length=seq_len)
-        except DataError:
-            if not skip:
-                raise
-            if len(batch) == 1:
-                return [None]
-            return [one for record in batch for one in encode([record])]
-        return [one and Encoded(one.input_ids, one.labels) for one in found]
-
-    return encode
+    return ConversationEncoder(tokenizer, seq_len, skip)

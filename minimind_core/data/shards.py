@@ -42,6 +42,7 @@ each record starts, and the last one ends; and for each token whether it is
 supervised, which is left out if all are."""
 
 Say = Callable[[str], None]
+Report = Callable[[int, int], None]
 
 
 def tokenize(
@@ -87,36 +88,89 @@ def tokenize(
             "ahead"
         )
     with atomic_folder(Path(folder)) as partial:
-        shards: list[dict[str, Any]] = []
-        writer = _Writer(partial)
-        started = said = time.monotonic()
-        done = 0
-        for start in range(0, size, BATCH):
-            indices = range(start, min(start + BATCH, size))
-            for one in _encoded(source, encode, indices):
-                writer.add(one)
-            done += len(indices)
-            if writer.tokens >= SHARD_TOKENS:
-                shards.append(writer.close())
-                writer = _Writer(partial, len(shards))
-            now = time.monotonic()
-            if say is not None and now - said >= every:
-                said = now
-                total = writer.tokens + sum(one["tokens"] for one in shards)
-                rate = total / (now - started)
-                say(
-                    f"encoding {done:,}/{size:,} records  "
-                    f"{total:,} tokens  {rate:,.0f} tokens/s"
-                )
-        shards.append(writer.close())
-        bad = left_out(source)
-        write_json(partial / INDEX, {
-            "format": FORMAT,
-            "records": size,
-            "shards": shards,
-            "left_out": bad and {"count": bad.count, "first": bad.first},
-        })  # fmt: skip
+        shards = write_shards(
+            source, encode, partial, range(size), progress(size, say, every)
+        )
+        write_index(partial, source, shards)
     return Tokenized(folder)
+
+
+def write_index(
+    folder: Path, source: Source, shards: list[dict[str, Any]]
+) -> None:
+    """Write the index of the shards in a folder."""
+    bad = left_out(source)
+    write_json(folder / INDEX, {
+        "format": FORMAT,
+        "records": source.size,
+        "shards": shards,
+        "left_out": bad and {"count": bad.count, "first": bad.first},
+    })  # fmt: skip
+
+
+def progress(
+    size: int, say: Say | None, every: float = 10.0
+) -> Report:
+    """Return a function that says, now and then, how much is encoded."""
+    started = said = time.monotonic()
+
+    def report(records: int, tokens: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if say is not None and now - said >= every:
+            said = now
+            say(
+                f"encoding {records:,}/{size:,} records  {tokens:,} tokens  "
+                f"{tokens / (now - started):,.0f} tokens/s"
+            )
+
+    return report
+
+
+def write_shards(
+    source: Source,
+    encode: Encoder,
+    folder: Path,
+    indices: range,
+    report: Report,
+    *,
+    name: str = "",
+) -> list[dict[str, Any]]:
+    """Encode some records of a source into shards.
+
+    Parameters
+    ----------
+    source, encode
+        See `tokenize`.
+    folder : Path
+        An existing folder.
+    indices : range
+        The records, one after the other.
+    report : callable
+        Given the numbers of records and tokens so far, after each batch.
+    name : str
+        The names of the files begin with it.
+
+    Returns
+    -------
+    list of dict
+        Descriptions of the shards, for `write_index`.
+    """
+    shards: list[dict[str, Any]] = []
+    writer = _Writer(folder, f"{name}{0:05d}")
+    done = written = 0
+    for start in range(indices.start, indices.stop, BATCH):
+        batch = range(start, min(start + BATCH, indices.stop))
+        for one in _encoded(source, encode, batch):
+            writer.add(one)
+        done += len(batch)
+        report(done, written + writer.tokens)
+        if writer.tokens >= SHARD_TOKENS:
+            written += writer.tokens
+            shards.append(writer.close())
+            writer = _Writer(folder, f"{name}{len(shards):05d}")
+    shards.append(writer.close())
+    return shards
 
 
 def _encoded(
@@ -139,8 +193,8 @@ def _encoded(
 class _Writer:
     """Collects the records of one shard, and writes its files."""
 
-    def __init__(self, folder: Path, number: int = 0) -> None:
-        self.folder, self.number = folder, number
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
         self.ids: list[npt.NDArray[np.int32]] = []
         self.masks: list[npt.NDArray[np.bool_] | None] = []
         self.sizes: list[int] = []
@@ -178,7 +232,7 @@ class _Writer:
             arrays["supervised"] = bits
         files = {}
         for name, values in arrays.items():
-            path = self.folder / f"{self.number:05d}.{name}.npy"
+            path = self.folder / f"{self.name}.{name}.npy"
             np.save(path, values, allow_pickle=False)
             files[name] = {"file": path.name, "sha256": _digest(path)}
         return {

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
+import numpy as np
+
 from minimind_core.data.copies import PlainFile
 from minimind_core.data.records import (
     check_record,
@@ -43,6 +45,9 @@ HELD_OUT_EVERY = 20
 """One in this many records of a file is held out for validation."""
 OPEN_FILES = 64
 """Files that are open at the same time; systems allow some hundreds."""
+
+POSITIONS = {"files": "I", "starts": "Q", "lengths": "Q"}
+"""The arrays that say where the records of files are, and their types."""
 
 _EXAMPLES = {
     "conversations": '{"conversations": [...]}',
@@ -169,6 +174,44 @@ class Files:
                     )
                 raise DataError(f"{file.name}: empty, no records to train on")
         self.size = len(self.starts)
+
+    def save_positions(self, folder: Path) -> None:
+        """Write where the records are into an existing folder."""
+        for name in POSITIONS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def from_positions(
+        cls,
+        folder: Path,
+        paths: Sequence[PlainFile],
+        kind: str,
+        left_out: LeftOut | None = None,
+    ) -> Files:
+        """Open files whose records were found before; nothing is checked.
+
+        Parameters
+        ----------
+        folder : Path
+            Where `save_positions` has written.
+        paths, kind
+            As they were then.
+        left_out : LeftOut, optional
+
+        Raises
+        ------
+        OSError, ValueError
+            If there are no positions in the folder, or they are damaged.
+        """
+        found = cls.__new__(cls)
+        found.plain, found.kind = tuple(paths), kind
+        found.paths = tuple(one.path for one in found.plain)
+        for name, code in POSITIONS.items():
+            values = np.load(folder / f"{name}.npy", allow_pickle=False)
+            setattr(found, name, array.array(code, values.tobytes()))
+        found.left_out = left_out
+        found.size = len(found.starts)
+        return found
 
     def _bad(self, error: DataError, bad: LeftOut) -> None:
         """Leave a record out, or raise what is wrong with it."""
