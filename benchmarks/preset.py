@@ -27,12 +27,18 @@ from minimind_core.cost import tokens_of
 from minimind_core.evaluation import evaluate
 from minimind_core.microworld import conversation, write_story
 from minimind_core.precision import detect_device
-from minimind_core.run import read_log
+from minimind_core.run import Run, read_log
 from minimind_core.settings import parse_assignments
 
-STORY_TOKENS = 60
+STORY_TOKENS = 72
 """Fewer than an average story has, so that there are enough stories."""
 CHUNK = 2000
+ASKED = (
+    "Write a story about Sam at the river on a sunny day.",
+    "Who are you?",
+    "One day Mia met Tom at the lake. Mia had a red ball. Mia gave the "
+    "ball to Tom. Who has the ball?",
+)
 
 
 def write_stories(start: int) -> str:
@@ -99,45 +105,42 @@ def main() -> None:
     rows = stages["sft"].steps * stages["sft"].batch_size
     talks = write_file(out / "talks.jsonl", write_talks, min(rows, 200_000))
     lap("writing the data")
-    base = pretrain(
-        out / "base", preset=preset, config=stages["pretrain"], data=stories
-    )
-    lap("pretraining, with encoding")
-    chat = sft(
-        out / "base", out / "chat", preset=preset, config=stages["sft"],
-        data=talks,
-    )  # fmt: skip
-    lap("fine-tuning, with encoding")
-    for name in ("base", "chat"):
-        last = read_log(out / name)[-1]
+    device = detect_device()
+    found |= {
+        "device": device.name, "torch": torch.__version__,
+        "cores": os.cpu_count(),
+    }  # fmt: skip
+
+    def keep(name: str, run: Run) -> None:
+        """Add what a finished stage has reached, and write it at once."""
+        last = read_log(run.path)[-1]
         found[name] = {
             key: last.get(key)
             for key in ("step", "loss", "validation_loss", "tokens",
                         "seconds", "tokens_per_second")
-        } | evaluate(out / name, data="microworld")  # fmt: skip
-    lap("evaluation")
-    found["seconds"] = seconds
-    found["answers"] = {}
-    for ask in (
-        "Write a story about Sam at the river on a sunny day.",
-        "Who are you?",
-        "One day Mia met Tom at the lake. Mia had a red ball. Mia gave the "
-        "ball to Tom. Who has the ball?",
-    ):
-        message = {"role": "user", "content": ask}
-        found["answers"][ask] = answer(
-            chat.model, chat.tokenizer, [message]
-        )
-    device = detect_device()
-    found |= {
-        "device": device.name, "torch": torch.__version__,
-        "dtype": base.metadata["precision"], "cores": os.cpu_count(),
-        "parameters": base.model.config.num_parameters(),
-    }  # fmt: skip
-    text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+        }  # fmt: skip
+        found["parameters"] = sum(p.numel() for p in run.model.parameters())
+        lap(f"{name}, with encoding")
+        found[name] |= evaluate(run.path, data="microworld")
+        found[name]["answers"] = {
+            ask: answer(run.model, run.tokenizer, [
+                {"role": "user", "content": ask}
+            ]) for ask in ASKED
+        }  # fmt: skip
+        lap(f"evaluation of {name}")
+        found["seconds"] = seconds
+        text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
+        if options.json:
+            options.json.write_text(text + "\n", encoding="utf-8")
+        print(text, flush=True)
+
+    keep("base", pretrain(
+        out / "base", preset=preset, config=stages["pretrain"], data=stories
+    ))  # fmt: skip
+    keep("chat", sft(
+        out / "base", out / "chat", preset=preset, config=stages["sft"],
+        data=talks,
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -576,11 +576,11 @@ class Trainer:
         return batches, count_tokens(rows), count_labels(rows)
 
     def _distributed(self) -> nn.Module:
-        if self.processes.world == 1:
-            return self.model
         if self._shards:
             self._shards.release()
             return self._shards.module.train()
+        if self.processes.world == 1:
+            return self.model
         return DistributedDataParallel(self.model)
 
     @contextlib.contextmanager
