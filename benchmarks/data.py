@@ -3,39 +3,44 @@
     python benchmarks/data.py                       # 100 MB of stories
     python benchmarks/data.py --megabytes 1000 --out results.json
 
-Everything is measured on stories of the microworld, written to a file first.
-The peak of resident memory is that of a process that encodes the file and
-draws rows from it. Absolute figures do not travel: state the processor and
-its load with each.
+Everything is measured on stories and conversations of the microworld, written
+to files first. The peak of resident memory is that of a process that encodes
+the stories and draws rows from them, and of the processes that it starts,
+together; libraries that they share are counted once for each. Absolute
+figures do not travel: state the processor and its load with each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from minimind_core.cache import cache_folder
 from minimind_core.config import TrainConfig, get_preset
 from minimind_core.data import (
     Rows,
     collate,
+    conversation_encoder,
     document_encoder,
     encode_ahead,
     next_rows,
     open_source,
 )
-from minimind_core.microworld import write_story
+from minimind_core.microworld import conversation, write_story
 from minimind_core.model import MiniMind
 from minimind_core.precision import detect_device
 from minimind_core.tokenizer import (
@@ -55,9 +60,17 @@ def stories(start: int, count: int) -> list[str]:
     ]
 
 
-def write_file(path: Path, megabytes: float) -> None:
-    """Write a file of this size; after the first 20 MB it repeats itself."""
-    size, block = 0, stories(0, 60_000)
+def talks(start: int, count: int) -> list[str]:
+    """Conversations as lines of JSON."""
+    return [
+        json.dumps({"conversations": conversation(0, i).messages}) + "\n"
+        for i in range(start, start + count)
+    ]
+
+
+def write_file(path: Path, megabytes: float, block: list[str]) -> None:
+    """Write a file of this size, which repeats the lines of a block."""
+    size = 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
             for line in block:
@@ -67,9 +80,27 @@ def write_file(path: Path, megabytes: float) -> None:
                     break
 
 
-def peak_memory() -> float:
-    """The peak of this process's resident memory, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+@contextlib.contextmanager
+def peak_memory(found: dict[str, float]) -> Iterator[None]:
+    """Note the peak of resident memory, this process's and its children's."""
+    process, done = psutil.Process(), threading.Event()
+    found["peak_memory"] = 0.0
+
+    def look() -> None:
+        while not done.wait(0.2):
+            total = process.memory_info().rss
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    total += child.memory_info().rss
+            found["peak_memory"] = max(found["peak_memory"], float(total))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def batches(rows: Rows, count: int) -> Iterator[int]:
@@ -80,42 +111,60 @@ def batches(rows: Rows, count: int) -> Iterator[int]:
         yield sum(len(row.input_ids) for row in found)
 
 
-def measure(path: Path, tokenizer: Path) -> dict[str, float]:
-    """In a new process: encode a file, open it again, draw from it."""
-    tok = load_tokenizer(tokenizer)
-    found: dict[str, float] = {}
-    started = time.perf_counter()
-    source = open_source(path, "text")
-    found["seconds_to_check"] = time.perf_counter() - started
-    started = time.perf_counter()
-    encoded, read = encode_ahead(source, document_encoder(tok), key={})
-    seconds = time.perf_counter() - started
-    tokens = encoded.source.tokens  # type: ignore[attr-defined]
-    found["tokens"] = tokens
-    found["encoding_tokens_per_second"] = tokens / seconds
-    started = time.perf_counter()
-    source = open_source(path, "text")
-    encoded, read = encode_ahead(source, document_encoder(tok), key={})
-    found["seconds_of_the_second_start"] = time.perf_counter() - started
-    for packed in (True, False):
-        rows = Rows(encoded, read, seq_len=512, packed=packed)
-        next(batches(rows, 1))  # the order of the first epoch
-        started = time.perf_counter()
-        drawn = sum(batches(rows, 20))
-        name = "packed" if packed else "one_document_a_row"
-        rate = drawn / (time.perf_counter() - started)
-        found[f"{name}_tokens_per_second"] = rate
-    found["peak_memory"] = peak_memory()
-    # Beside it, the library alone, on the texts of the first records.
-    texts = source.records(range(20_000))
-    backend = plain_backend(tok)
-    rates = []
+def batch_rate(tok: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """Tokens per second of the library's `encode_batch` alone."""
+    backend, rates = plain_backend(tok), []
     for at in range(0, len(texts), 4000):
         started = time.perf_counter()
         encodings = backend.encode_batch(texts[at : at + 4000])
         seconds = time.perf_counter() - started
         rates.append(sum(len(one.ids) for one in encodings) / seconds)
-    found["encode_batch_tokens_per_second"] = statistics.median(rates)
+    return statistics.median(rates)
+
+
+def measure(path: Path, talks: Path, tokenizer: Path) -> dict[str, float]:
+    """In a new process: encode a file, open it again, draw from it."""
+    tok = load_tokenizer(tokenizer)
+    found: dict[str, float] = {}
+    with peak_memory(found):
+        started = time.perf_counter()
+        source = open_source(path, "text")
+        found["seconds_to_check"] = time.perf_counter() - started
+        started = time.perf_counter()
+        encoded, read = encode_ahead(source, document_encoder(tok), key={})
+        seconds = time.perf_counter() - started
+        tokens = encoded.source.tokens  # type: ignore[attr-defined]
+        found["tokens"] = tokens
+        found["encoding_tokens_per_second"] = tokens / seconds
+        started = time.perf_counter()
+        source = open_source(path, "text")
+        encoded, read = encode_ahead(source, document_encoder(tok), key={})
+        found["seconds_of_the_second_start"] = time.perf_counter() - started
+        for packed in (True, False):
+            rows = Rows(encoded, read, seq_len=512, packed=packed)
+            next(batches(rows, 1))  # the order of the first epoch
+            started = time.perf_counter()
+            drawn = sum(batches(rows, 20))
+            name = "packed" if packed else "one_document_a_row"
+            rate = drawn / (time.perf_counter() - started)
+            found[f"{name}_tokens_per_second"] = rate
+    # Beside it, the library alone, on the texts of the first records.
+    found["encode_batch_tokens_per_second"] = batch_rate(
+        tok, source.records(range(20_000))
+    )
+    # Conversations, whose template is rendered and whose answers are found.
+    source = open_source(talks, "conversations")
+    started = time.perf_counter()
+    encoded, read = encode_ahead(
+        source, conversation_encoder(tok, 512), key={}
+    )
+    seconds = time.perf_counter() - started
+    tokens = encoded.source.tokens  # type: ignore[attr-defined]
+    found["conversations_tokens_per_second"] = tokens / seconds
+    found["conversations_encode_batch_tokens_per_second"] = batch_rate(tok, [
+        str(tok.apply_chat_template(messages, tokenize=False))
+        for messages in source.records(range(20_000))
+    ])  # fmt: skip
     return found
 
 
@@ -147,12 +196,16 @@ def main() -> None:
     assert cache_folder() == work / "cache"
     try:
         path = work / "stories.jsonl"
-        write_file(path, options.megabytes)
+        write_file(path, options.megabytes, stories(0, 60_000))
+        write_file(work / "talks.jsonl", options.megabytes / 2,
+                   talks(0, 30_000))  # fmt: skip
         texts = [json.loads(line)["text"] for line in stories(0, 3000)]
         save_tokenizer(train_tokenizer(texts, 1024), work / "tokenizer")
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
-            found = pool.apply(measure, (path, work / "tokenizer"))
+            found = pool.apply(
+                measure, (path, work / "talks.jsonl", work / "tokenizer")
+            )
         found["share_of_a_step_for_data"] = measure_waiting(
             path, work / "tokenizer"
         )
@@ -161,13 +214,17 @@ def main() -> None:
             found["encode_batch_tokens_per_second"]
             / found["encoding_tokens_per_second"]
         )
+        found["conversations_relative_to_encode_batch"] = (
+            found["conversations_encode_batch_tokens_per_second"]
+            / found["conversations_tokens_per_second"]
+        )
     finally:
         shutil.rmtree(work)
     name, load = detect_device("cpu").name, os.getloadavg()[0]
     print(f"{name}, {os.cpu_count()} cores, load {load:.1f}, "
           f"torch {torch.__version__}")  # fmt: skip
     for name, value in found.items():
-        print(f"{name:36} {value:16,.3f}")
+        print(f"{name:44} {value:16,.3f}")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
