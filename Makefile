@@ -51,7 +51,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	    { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[book,test,data]'
+	    -c constraints.txt -e '.[book,test,data,qlora]'
 	@touch $@
 
 env: $(VENV)/.stamp

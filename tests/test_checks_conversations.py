@@ -60,3 +60,19 @@ def test_form_is_checked():
         check_supervise(lambda ids, *_: ids[1:])
     with pytest.raises(AssertionError, match="belongs to an answer"):
         check_supervise(lambda ids, *_: [-100] * len(ids))
+
+
+def test_a_function_that_fails_is_told_on_which_ids():
+    def beyond_the_end(ids, *_):
+        # A search for the end token that an answer does not have.
+        at = 0
+        while ids[at] != 99:
+            at += 1
+
+    with pytest.raises(
+        AssertionError, match=r"fails with IndexError: .* for the ids \[1, 9"
+    ) as caught:
+        check_supervise(beyond_the_end)
+    assert isinstance(caught.value.__cause__, IndexError)
+    with pytest.raises(AssertionError, match="returns int, not a list"):
+        check_supervise(lambda *_: 5)

@@ -27,7 +27,7 @@ makes = pytest.mark.skipif(
 SET_UP = re.compile(r"sudo rm -rf( /\S+)+")
 # What stands for `make test` where there is no make.
 INSTALL = (
-    'python -m pip install -c constraints.txt -e ".[book,test,data]"'
+    'python -m pip install -c constraints.txt -e ".[book,test,data,qlora]"'
 )
 UNIT_TESTS = 'python -m pytest -n 2 --dist loadscope -m "not packaging" tests'
 # Actions that check out, set up, keep and publish.

@@ -14,6 +14,6 @@ uv pip compile pyproject.toml --all-extras --universal \
 {
     echo "# The exact versions that the tests and the book run with, on"
     echo "# Python 3.11, 3.12 and 3.13. Written by tools/lock.sh: do not edit."
-    echo "# Use: pip install -c constraints.txt -e '.[book,test]'"
+    echo "# Use: pip install -c constraints.txt -e '.[book,test,data,qlora]'"
     cat "$lock"
 } >constraints.txt

@@ -50,11 +50,22 @@ def check_supervise(
     Raises
     ------
     AssertionError
-        If a label is wrong, with the case and the likely reason.
+        If a label is wrong or the function fails, with the case and the
+        likely reason.
     """
     for case, (ids, marks) in CASES.items():
-        found = supervise(list(ids), START, END, list(HEADER))
+        try:
+            found = supervise(list(ids), START, END, list(HEADER))
+        except (IndexError, ValueError, KeyError, TypeError) as error:
+            raise AssertionError(
+                f"{case}: the function fails with {type(error).__name__}: "
+                f"{error}, for the ids {ids}"
+            ) from error
         assert found is not None, "the function returns nothing"
+        assert isinstance(found, Sequence), (
+            f"{case}: the function returns {type(found).__name__}, not a "
+            "list of labels"
+        )
         labels = list(found)
         assert len(labels) == len(ids), (
             f"{case}: {len(labels)} labels for {len(ids)} ids; every token "

@@ -286,8 +286,11 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WARMUPS = (0.0, 0.3)
 SWEEP_STEPS = 40
 OPTIMIZERS = (
-    ("adamw", 8e-3), ("adamw", 1.6e-2), ("muon", 7e-3), ("muon", 1.4e-2),
+    ("adamw", 4e-3), ("adamw", 8e-3), ("adamw", 1.6e-2),
+    ("muon", 7e-3), ("muon", 1.4e-2), ("muon", 2.8e-2),
 )  # fmt: skip
+OPTIMIZER_CHECK = 100
+"""Held-out stories of this comparison."""
 OPTIMIZER_STEPS = 80
 BINDING_STEPS, BINDING_BATCH, BINDING_EVERY = 600, 16, 10
 BINDING_KNOWN = 3
@@ -415,11 +418,14 @@ def optimizers(preset: str, progress: bool) -> list[dict[str, Any]]:
     -------
     list of dict
         ``optimizer``, ``rate`` (of the matrices), ``losses``, the
-        ``held_out`` loss at the end, the ``floor``, and the ``seconds`` of
-        an undisturbed step: the first decile of all steps.
+        ``held_out`` loss at the end on so many ``stories``, their
+        ``floor``, and the ``seconds`` of an undisturbed step: the first
+        decile of all steps.
     """
     tokenizer = load_tokenizer(get_stage("tokenizer", preset=preset))
-    check = held_out_documents(tokenizer, "microworld", seed=0, count=100)
+    check = held_out_documents(
+        tokenizer, "microworld", seed=0, count=OPTIMIZER_CHECK
+    )
     found = []
     for name, rate in OPTIMIZERS:
         if progress:
@@ -437,6 +443,7 @@ def optimizers(preset: str, progress: bool) -> list[dict[str, Any]]:
             "losses": column(log, "loss")[1],
             "held_out": log[-1]["validation_loss"],
             "floor": log[-1]["floor"],
+            "stories": OPTIMIZER_CHECK,
             "seconds": quantiles(map(sub, clock[1:], clock), n=10)[0],
         })  # fmt: skip
     return found
